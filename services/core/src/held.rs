@@ -138,6 +138,16 @@ impl Held {
         difference
     }
 
+    /// Forgets attempts sent before `read_at` that the database, read then, does not have, and returns them.
+    pub fn keep_known(&mut self, known: &std::collections::BTreeSet<LeaseRef>, read_at: Duration) -> Vec<LeaseRef> {
+        let unknown = |attempt: &&Attempt| attempt.sent_at < read_at && !known.contains(&attempt.lease);
+        let gone: Vec<LeaseRef> = self.attempts.values().filter(unknown).map(|attempt| attempt.lease).collect();
+        for lease in &gone {
+            self.remove(lease.task);
+        }
+        gone
+    }
+
     fn remove(&mut self, task: TaskId) -> bool {
         match self.attempts.remove(&task) {
             Some(attempt) => {

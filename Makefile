@@ -1,0 +1,69 @@
+# Millrace. `make help` lists what there is.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+TOOLS := target/tools
+PYTHON := $(TOOLS)/venv/bin/python
+GRPCURL := $(TOOLS)/grpcurl
+# Only what the tests call; found first on the PATH of the recipes that need them.
+export MILLRACE_TOOLS := $(CURDIR)/$(TOOLS)
+
+.PHONY: help
+help: ## List the commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: setup-build setup-test ## Install what building and testing need (Debian, Ubuntu)
+
+.PHONY: setup-build
+setup-build:
+	@scripts/setup build
+
+.PHONY: setup-test
+setup-test: $(PYTHON) $(GRPCURL)
+	@scripts/setup test
+
+$(PYTHON): tests/requirements.txt
+	@scripts/setup python $(TOOLS)/venv tests/requirements.txt
+
+$(GRPCURL):
+	@scripts/setup grpcurl $(TOOLS)
+
+.PHONY: run
+run: setup-build ## Build and serve the whole suite on SQLite, at 127.0.0.1:7600
+	cargo run --workspace --bin millrace -- dev
+
+.PHONY: build
+build: setup-build ## Build everything the tests use
+	cargo build --workspace --all-targets
+
+.PHONY: test
+test: build setup-test ## Run every test, on SQLite and on a PostgreSQL of its own
+	tests/with-postgres.sh cargo test --workspace --no-fail-fast
+
+.PHONY: chaos
+chaos: build setup-test ## Run the chaos test for MINUTES (default 10) instead of one minute
+	MILLRACE_CHAOS_SECONDS=$$(( $${MINUTES:-10} * 60 )) tests/with-postgres.sh cargo test --workspace --test chaos -- --nocapture
+
+.PHONY: bench
+bench: setup-build ## Measure against the database's own ceiling (release build, a few minutes)
+	cargo build --release --workspace
+	tests/with-postgres.sh target/release/millrace-bench
+
+.PHONY: lint
+lint: setup-build $(PYTHON) ## Check format, clippy, the contracts and the house rules
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cd proto && $(CURDIR)/$(TOOLS)/venv/bin/buf lint
+	cd proto && $(CURDIR)/$(TOOLS)/venv/bin/buf format --diff --exit-code
+
+.PHONY: gen
+gen: setup-build ## Write the code generated from the contracts
+	MILLRACE_GEN=write cargo test --workspace --test generated
+
+.PHONY: verify
+verify: setup-build ## Check that the generated code is up to date
+	cargo test --workspace --test generated

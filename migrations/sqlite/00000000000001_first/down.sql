@@ -1,0 +1,14 @@
+DROP TABLE audit;
+DROP TABLE quarantine;
+DROP TABLE attempts;
+DROP TABLE requests;
+DROP TABLE finished_tasks;
+DROP TABLE tasks;
+DROP TABLE sessions;
+DROP TABLE routes;
+DROP TABLE queue_leases;
+DROP TABLE queue_gates;
+DROP TABLE queues;
+DROP TABLE members;
+DROP TABLE served_clock;
+DROP TABLE cluster;

@@ -1,0 +1,249 @@
+//! Between the contract's types and the store's. Wire types stop here.
+
+use std::time::Duration;
+
+use millrace_core::{
+    held::LeaseRef,
+    id::{SessionId, TaskId},
+    lease::Token,
+    retry::OutcomeKind,
+    task::State,
+};
+use millrace_proto::{common::v1 as common, distributor::v1 as wire};
+use millrace_runtime::status::Fault;
+use millrace_store::{AttemptRow, Dispatch, Outcome, TaskRow, Waiting};
+
+const MAX_MESSAGE: usize = 1024;
+const MAX_TAIL: usize = 64 * 1024;
+
+/// A moment as the contract writes it.
+pub(crate) fn timestamp(us: i64) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: us.div_euclid(1_000_000), nanos: (us.rem_euclid(1_000_000) * 1000) as i32 }
+}
+
+/// A span as the contract writes it.
+pub(crate) fn span(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: duration.subsec_nanos() as i32,
+    }
+}
+
+/// Reads a task id.
+pub(crate) fn task_id(text: &str, field: &str) -> Result<TaskId, Fault> {
+    text.parse().map_err(|error| Fault::invalid(field, format!("{error}")))
+}
+
+/// Reads the name of an attempt.
+pub(crate) fn lease(wire: &wire::LeaseRef) -> Result<LeaseRef, Fault> {
+    let task = task_id(&wire.task_id, "lease.task_id")?;
+    let token: Token =
+        wire.lease_token.parse().map_err(|error| Fault::invalid("lease.lease_token", format!("{error}")))?;
+    match wire.attempt {
+        1.. => Ok(LeaseRef { task, attempt: wire.attempt, token }),
+        _ => Err(Fault::invalid("lease.attempt", "must be at least 1")),
+    }
+}
+
+/// Writes the name of an attempt.
+pub(crate) fn lease_ref(lease: LeaseRef) -> wire::LeaseRef {
+    wire::LeaseRef { task_id: lease.task.to_string(), attempt: lease.attempt, lease_token: lease.token.to_string() }
+}
+
+/// Reads an orchestrator's outcome. Texts are cut to their bounds; LOST and EXPIRED are not its to say.
+pub(crate) fn outcome(wire: common::Outcome) -> Result<Outcome, Fault> {
+    let kind = i16::try_from(wire.kind).ok().and_then(|kind| OutcomeKind::try_from(kind).ok());
+    let Some(kind) = kind.filter(|kind| !matches!(kind, OutcomeKind::Lost | OutcomeKind::Expired)) else {
+        return Err(Fault::invalid("outcome.kind", format!("{} is not an orchestrator's to report", wire.kind)));
+    };
+    let moment = |moment: Option<prost_types::Timestamp>, field: &str| match moment {
+        None => Ok(None),
+        Some(moment) if (0..1_000_000_000).contains(&moment.nanos) => {
+            Ok(moment.seconds.checked_mul(1_000_000).and_then(|us| us.checked_add(i64::from(moment.nanos) / 1000)))
+        }
+        Some(_) => Err(Fault::invalid(field, "is not a time")),
+    };
+    let tail = wire.output_tail;
+    Ok(Outcome {
+        kind,
+        exit_code: wire.exit_code,
+        signal: wire.signal,
+        message: cut(&wire.message.replace('\0', "\u{FFFD}"), MAX_MESSAGE),
+        output_tail: tail.slice(tail.len().saturating_sub(MAX_TAIL)..).to_vec(),
+        output_bytes: i64::try_from(wire.output_bytes).unwrap_or(i64::MAX),
+        started_at_us: moment(wire.start_time, "outcome.start_time")?,
+        ended_at_us: moment(wire.end_time, "outcome.end_time")?,
+    })
+}
+
+/// The text, cut to at most this many bytes between characters.
+pub(crate) fn cut(text: &str, most: usize) -> String {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+/// Writes an outcome.
+pub(crate) fn outcome_to_wire(outcome: Outcome) -> common::Outcome {
+    common::Outcome {
+        kind: outcome.kind as i32,
+        exit_code: outcome.exit_code,
+        signal: outcome.signal,
+        message: outcome.message,
+        output_tail: outcome.output_tail.into(),
+        output_bytes: u64::try_from(outcome.output_bytes).unwrap_or(0),
+        start_time: outcome.started_at_us.map(timestamp),
+        end_time: outcome.ended_at_us.map(timestamp),
+    }
+}
+
+/// Writes a task.
+pub(crate) fn task(row: TaskRow) -> wire::Task {
+    wire::Task {
+        id: row.envelope.id.to_string(),
+        spec: row.spec.into(),
+        queue: row.envelope.queue,
+        state: row.state as i32,
+        attempt: row.attempt,
+        create_time: Some(timestamp(row.created_at_us)),
+        ready_time: row.ready_at_us.map(timestamp),
+        wake_time: row.wake_at_us.map(timestamp),
+        expire_time: row.expires_at_us.map(timestamp),
+        dispatch_time: row.dispatched_at_us.map(timestamp),
+        start_time: row.started_at_us.map(timestamp),
+        finish_time: row.finished_at_us.map(timestamp),
+        outcome: row.outcome.map(outcome_to_wire),
+        failures: row.failures,
+        losses: row.losses,
+        session_id: match (row.session, row.state.is_held()) {
+            (Some(session), true) => session.to_string(),
+            _ => String::new(),
+        },
+        orchestrator: row.orchestrator,
+        traceparent: row.envelope.trace_context,
+        attempts: Vec::new(),
+    }
+}
+
+/// Writes an earlier attempt.
+pub(crate) fn attempt(row: AttemptRow) -> wire::Attempt {
+    wire::Attempt {
+        attempt: row.attempt,
+        orchestrator: row.orchestrator,
+        dispatch_time: row.dispatched_at_us.map(timestamp),
+        end_time: Some(timestamp(row.recorded_at_us)),
+        outcome: Some(outcome_to_wire(row.outcome)),
+    }
+}
+
+/// Writes an assignment; `seq` is the stream's number for it.
+pub(crate) fn assignment(dispatch: Dispatch, seq: u64, resent: bool) -> wire::Assignment {
+    wire::Assignment {
+        seq,
+        task_id: dispatch.lease.task.to_string(),
+        attempt: dispatch.lease.attempt,
+        lease_token: dispatch.lease.token.to_string(),
+        queue: dispatch.queue,
+        spec: dispatch.spec.into(),
+        timeout: dispatch.timeout_ms.map(|ms| span(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))),
+        traceparent: dispatch.trace_context,
+        dispatch_time: Some(timestamp(dispatch.dispatched_at_us)),
+        resent,
+    }
+}
+
+/// Writes an offer to a queue's owner.
+pub(crate) fn offer(waiting: &Waiting) -> millrace_proto::queue::v1::Offer {
+    millrace_proto::queue::v1::Offer {
+        task_id: waiting.id.as_bytes().to_vec().into(),
+        tenant: waiting.tenant.clone(),
+        priority: -waiting.rank,
+        ready_at_us: waiting.ready_at_us,
+        expires_at_us: waiting.expires_at_us,
+        min_reader: i32::from(waiting.min_reader),
+    }
+}
+
+/// Reads the states of a filter.
+pub(crate) fn states(numbers: &[i32]) -> Result<Vec<State>, Fault> {
+    numbers
+        .iter()
+        .map(|number| {
+            i16::try_from(*number)
+                .ok()
+                .and_then(|number| State::try_from(number).ok())
+                .ok_or_else(|| Fault::invalid("states", format!("{number} is not a state to list by")))
+        })
+        .collect()
+}
+
+/// Reads a session id.
+pub(crate) fn session_id(text: &str, field: &str) -> Result<SessionId, Fault> {
+    text.parse().map_err(|error| Fault::invalid(field, format!("{error}")))
+}
+
+/// A W3C traceparent as it came in the metadata; one that is malformed is left out, as the standard asks.
+pub(crate) fn traceparent(metadata: &tonic::metadata::MetadataMap) -> String {
+    let value = metadata.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or("");
+    let fields: Vec<&str> = value.split('-').collect();
+    let hex = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let valid = fields.len() == 4
+        && hex(fields[0], 2)
+        && fields[0] != "ff"
+        && hex(fields[1], 32)
+        && hex(fields[2], 16)
+        && hex(fields[3], 2)
+        && fields[1].bytes().any(|byte| byte != b'0')
+        && fields[2].bytes().any(|byte| byte != b'0');
+    if valid { value.to_owned() } else { String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_orchestrator_cannot_claim_what_is_the_distributors_to_say() {
+        for kind in [0, 8, 9, 10, -1, 70_000] {
+            assert!(outcome(common::Outcome { kind, ..Default::default() }).is_err(), "{kind}");
+        }
+        assert!(outcome(common::Outcome { kind: 2, ..Default::default() }).is_ok());
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(cut("aäb", 2), "a");
+        assert_eq!(cut("aäb", 3), "aä");
+        assert_eq!(cut("", 3), "");
+    }
+
+    #[test]
+    fn leases_read_back() {
+        let lease_text = wire::LeaseRef {
+            task_id: "0190a0b0-0000-7000-8000-00000000002a".into(),
+            attempt: 3,
+            lease_token: "0001000000000007".into(),
+        };
+        assert_eq!(lease_ref(lease(&lease_text).unwrap()), lease_text);
+        assert!(lease(&wire::LeaseRef { attempt: 0, ..lease_text.clone() }).is_err());
+        assert!(lease(&wire::LeaseRef { lease_token: "7".into(), ..lease_text }).is_err());
+    }
+
+    #[test]
+    fn a_malformed_traceparent_is_left_out() {
+        let read = |value: &'static str| {
+            let mut metadata = tonic::metadata::MetadataMap::new();
+            metadata.insert("traceparent", tonic::metadata::MetadataValue::from_static(value));
+            traceparent(&metadata)
+        };
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(read(good), good);
+        assert_eq!(read("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"), "");
+        assert_eq!(read("00-00000000000000000000000000000000-b7ad6b7169203331-01"), "");
+        assert_eq!(read("00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), "");
+    }
+}

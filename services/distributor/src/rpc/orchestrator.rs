@@ -1,0 +1,309 @@
+//! An orchestrator's stream: hello, then whatever it sends, until it leaves or this replica does.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream};
+use millrace_core::{
+    held::LeaseRef,
+    id::{SessionId, is_name},
+    retry::OutcomeKind,
+};
+use millrace_proto::distributor::v1::{
+    self as wire, completion_result::Status as Report, connect_orchestrator_request::Message,
+};
+use millrace_runtime::{
+    failpoint,
+    status::{Fault, Violations},
+};
+use millrace_store::{Dispatch, NewSession, Resumed, SessionRow};
+use tonic::{Status, Streaming};
+use uuid::Uuid;
+
+use super::Answers;
+use crate::{beats::Beat, convert, ends, ends::End, output::MAX_CHUNK, sessions::Session, shared::Shared, spec};
+
+/// How long an orchestrator may take to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// Completions in one message.
+const MAX_COMPLETIONS: usize = 1000;
+
+const SHORTEST_LEASE: Duration = Duration::from_secs(5);
+const LONGEST_LEASE: Duration = Duration::from_secs(600);
+const DEFAULT_LEASE: Duration = Duration::from_secs(15);
+const MAX_QUEUES: usize = 64;
+const MAX_SLOTS: i32 = 100_000;
+
+type Inbound = Streaming<wire::ConnectOrchestratorRequest>;
+
+pub(super) async fn connect(
+    shared: &Arc<Shared>,
+    mut inbound: Inbound,
+) -> Result<Answers<wire::ConnectOrchestratorResponse>, Status> {
+    if shared.context.shutdown.is_draining() {
+        return Err(Fault::unavailable("this replica is stopping", Duration::from_millis(500)).into());
+    }
+    if shared.sessions.len() >= shared.settings.max_sessions {
+        let message = "this replica has as many orchestrators as it takes";
+        return Err(Fault::exhausted("TOO_MANY_SESSIONS", message, Duration::from_secs(5)).into());
+    }
+    let first = tokio::time::timeout(HELLO, inbound.message()).await;
+    let hello = match first.map_err(|_| Status::deadline_exceeded("no Hello within 10 s"))?? {
+        Some(wire::ConnectOrchestratorRequest { message: Some(Message::Hello(hello)) }) => hello,
+        _ => return Err(Fault::precondition("HELLO_FIRST", "the first message must be a Hello").into()),
+    };
+    let (session, welcome) = greet(shared, hello).await?;
+    tokio::spawn(serve(shared.clone(), session.clone(), inbound));
+    let welcome = wire::ConnectOrchestratorResponse {
+        message: Some(wire::connect_orchestrator_response::Message::Welcome(welcome)),
+    };
+    let guard = Leaving { shared: shared.clone(), session };
+    let messages = stream::unfold(guard, |guard| async move {
+        guard.session.next().await.map(|messages| (stream::iter(messages), guard))
+    });
+    Ok(Box::pin(stream::once(async { Ok(welcome) }).chain(messages.flatten())))
+}
+
+/// Ends the session's stay when the answer stream is dropped, which is how a lost connection shows.
+struct Leaving {
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        leave(&self.shared, &self.session);
+    }
+}
+
+fn leave(shared: &Shared, session: &Session) {
+    session.end(None);
+    shared.sessions.leave(session);
+    shared.links.demand(session.receiver, &session.queues);
+}
+
+/// Opens or resumes the session.
+async fn greet(shared: &Arc<Shared>, hello: wire::Hello) -> Result<(Arc<Session>, wire::Welcome), Status> {
+    let named: BTreeSet<LeaseRef> = hello.held.iter().map(convert::lease).collect::<Result<_, Fault>>()?;
+    let (row, held) = match hello.session_id.as_str() {
+        "" => (open(shared, &hello).await?, Vec::new()),
+        id => resume(shared, convert::session_id(id, "session_id")?, hello.generation).await?,
+    };
+    let revoked: Vec<wire::LeaseRef> = {
+        let known: BTreeSet<LeaseRef> = held.iter().map(|dispatch| dispatch.lease).collect();
+        named.difference(&known).copied().map(convert::lease_ref).collect()
+    };
+    let session =
+        shared.sessions.enter(row.session.id, row.generation, row.session.name.clone(), row.session.queues.clone());
+    session.restore(&held, &named, shared.now());
+    let missing: Vec<Dispatch> = held.into_iter().filter(|dispatch| !named.contains(&dispatch.lease)).collect();
+    if !missing.is_empty() {
+        session.send_again(missing, shared.now());
+    }
+    tracing::info!(session = %session.id, name = session.name, generation = row.generation, "an orchestrator is here");
+    let ttl = Duration::from_millis(u64::try_from(row.session.ttl_ms).unwrap_or(0));
+    let welcome = wire::Welcome {
+        session_id: row.session.id.to_string(),
+        generation: row.generation,
+        heartbeat_interval: Some(convert::span(ttl / 3)),
+        lease_ttl: Some(convert::span(ttl)),
+        revoked,
+        replica_id: shared.id().to_string(),
+    };
+    Ok((session, welcome))
+}
+
+async fn open(shared: &Arc<Shared>, hello: &wire::Hello) -> Result<SessionRow, Fault> {
+    let ttl = judge(hello)?;
+    let table = shared.routing.refresh(shared).await?;
+    if let Some(missing) = hello.queues.iter().find(|queue| !table.queues.contains_key(*queue)) {
+        return Err(Fault::precondition("NO_SUCH_QUEUE", format!("there is no queue {missing} to serve")));
+    }
+    if !hello.previous_session_id.is_empty() {
+        let previous = convert::session_id(&hello.previous_session_id, "previous_session_id")?;
+        let closed = shared.blocking(move |store| store.close_session(previous, None)).await?;
+        if closed {
+            tracing::info!(session = %previous, "an orchestrator has restarted; its previous session is closed");
+            shared.reap.notify_one();
+        }
+    }
+    let session = NewSession {
+        id: SessionId(Uuid::now_v7()),
+        name: hello.name.clone(),
+        queues: hello.queues.clone(),
+        slots: hello.slots,
+        labels: hello.labels.clone(),
+        ttl_ms: i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX),
+        replica: shared.context.endpoint.clone(),
+        build: convert::cut(&hello.build, 128),
+    };
+    shared.blocking(move |store| store.open_session(&session)).await
+}
+
+fn judge(hello: &wire::Hello) -> Result<Duration, Fault> {
+    let mut broken = Violations::new();
+    let named = (1..=128).contains(&hello.name.len()) && !hello.name.contains('\0');
+    broken.require(named, "name", "must have 1 to 128 bytes, none of them NUL");
+    broken.require(
+        (1..=MAX_QUEUES).contains(&hello.queues.len()) && hello.queues.iter().all(|queue| is_name(queue)),
+        "queues",
+        "must name 1 to 64 queues",
+    );
+    broken.require((0..=MAX_SLOTS).contains(&hello.slots), "slots", format!("must lie between 0 and {MAX_SLOTS}"));
+    broken.require(!hello.build.contains('\0'), "build", "holds a NUL byte");
+    spec::labels(&mut broken, "labels", &hello.labels);
+    let ttl = match hello.lease_ttl {
+        None => Some(DEFAULT_LEASE),
+        Some(span) => Duration::try_from(span).ok().filter(|ttl| (SHORTEST_LEASE..=LONGEST_LEASE).contains(ttl)),
+    };
+    broken.require(ttl.is_some(), "lease_ttl", "must lie between 5 s and 10 min");
+    broken.finish()?;
+    Ok(ttl.unwrap_or(DEFAULT_LEASE))
+}
+
+async fn resume(
+    shared: &Arc<Shared>,
+    session: SessionId,
+    generation: i64,
+) -> Result<(SessionRow, Vec<Dispatch>), Status> {
+    let replica = shared.context.endpoint.clone();
+    let resumed = shared.blocking(move |store| store.resume_session(session, generation, &replica)).await?;
+    if failpoint::hit("resume.after_commit").is_some() {
+        return Err(Status::unavailable("fail point"));
+    }
+    match resumed {
+        Resumed::Yes { session, held } => Ok((session, held)),
+        Resumed::Gone => Err(super::session_gone()),
+    }
+}
+
+/// Takes what the orchestrator sends until its stream ends.
+async fn serve(shared: Arc<Shared>, session: Arc<Session>, mut inbound: Inbound) {
+    let status = loop {
+        match inbound.message().await {
+            Ok(Some(wire::ConnectOrchestratorRequest { message: Some(message) })) => {
+                match take(&shared, &session, message).await {
+                    Ok(true) => {}
+                    Ok(false) => break None,
+                    Err(fault) => break Some(fault.into()),
+                }
+            }
+            // A message of a later release.
+            Ok(Some(_)) => {}
+            Ok(None) => break None,
+            Err(status) => {
+                tracing::debug!(session = %session.id, %status, "an orchestrator's stream broke");
+                break None;
+            }
+        }
+    };
+    session.end(status);
+    leave(&shared, &session);
+}
+
+/// Takes one message; false when it was the last.
+async fn take(shared: &Arc<Shared>, session: &Arc<Session>, message: Message) -> Result<bool, Fault> {
+    match message {
+        Message::Hello(_) => return Err(Fault::precondition("HELLO_TWICE", "a stream has one Hello")),
+        Message::Grant(grant) => {
+            if session.grant(grant) {
+                shared.links.demand(session.receiver, &session.queues);
+            }
+        }
+        Message::Accepted(accepted) => {
+            let leases: Vec<LeaseRef> = accepted.leases.iter().map(convert::lease).collect::<Result<_, _>>()?;
+            session.accept(leases);
+        }
+        Message::Progress(progress) => {
+            let lease = convert::lease(&progress.lease.unwrap_or_default())?;
+            if progress.chunks.iter().any(|chunk| chunk.data.len() > MAX_CHUNK) {
+                return Err(Fault::invalid("progress.chunks", "hold at most 64 KiB each"));
+            }
+            if session.holds(lease) {
+                shared.outputs.push(lease.task, lease.attempt, progress.chunks);
+            }
+        }
+        Message::Completions(completions) => complete(shared, session, completions).await?,
+        Message::Heartbeat(beat) => {
+            session.check_digest(beat.held_count, beat.held_digest);
+            let item = Beat { session: session.clone(), seq: beat.seq };
+            if shared.beats.put(item).await.is_err() {
+                return Err(stopping());
+            }
+        }
+        Message::Held(held) => {
+            let leases: Vec<LeaseRef> = held.leases.iter().map(convert::lease).collect::<Result<_, _>>()?;
+            let (shared, session) = (shared.clone(), session.clone());
+            tokio::spawn(async move { compare(&shared, &session, leases).await });
+        }
+        Message::Goodbye(_) => {
+            goodbye(shared, session).await?;
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn stopping() -> Fault {
+    Fault::unavailable("this replica is stopping", Duration::from_millis(500))
+}
+
+async fn complete(shared: &Arc<Shared>, session: &Arc<Session>, message: wire::Completions) -> Result<(), Fault> {
+    if message.completions.len() > MAX_COMPLETIONS {
+        return Err(Fault::invalid("completions", format!("holds more than {MAX_COMPLETIONS}")));
+    }
+    for completion in message.completions {
+        let named = completion.lease.unwrap_or_default();
+        let read = convert::lease(&named)
+            .and_then(|lease| convert::outcome(completion.outcome.unwrap_or_default()).map(|outcome| (lease, outcome)));
+        match read {
+            Ok((lease, outcome)) => {
+                let end = End { session: session.clone(), named, lease, outcome };
+                if shared.ends.put(end).await.is_err() {
+                    return Err(stopping());
+                }
+            }
+            Err(fault) => {
+                tracing::warn!(session = %session.id, task = named.task_id, %fault, "a completion is not valid");
+                let result = wire::CompletionResult { lease: Some(named), status: Report::Invalid as i32 };
+                session.finish([(None, result)]);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the orchestrator's list of attempts and the database's equal (R1).
+pub(crate) async fn compare(shared: &Arc<Shared>, session: &Arc<Session>, theirs: Vec<LeaseRef>) {
+    let (id, read_at) = (session.id, shared.now());
+    match shared.blocking(move |store| store.held_by(id)).await {
+        Ok(database) => {
+            let patience = shared.settings.accept_patience;
+            let missing: BTreeSet<LeaseRef> =
+                session.reconcile(&database, &theirs, read_at, shared.now(), patience).into_iter().collect();
+            let again: Vec<Dispatch> =
+                database.into_iter().filter(|dispatch| missing.contains(&dispatch.lease)).collect();
+            if !again.is_empty() {
+                tracing::info!(session = %id, attempts = again.len(), "attempts are sent again");
+                session.send_again(again, shared.now());
+            }
+        }
+        Err(fault) => tracing::debug!(session = %id, %fault, "lists cannot be compared now"),
+    }
+}
+
+/// What it still holds is handed back, then the session is closed.
+async fn goodbye(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), Fault> {
+    let handed_back: Vec<_> = session
+        .leases()
+        .into_iter()
+        .map(|lease| (lease, ends::own_outcome(OutcomeKind::HandedBack, "its orchestrator left")))
+        .collect();
+    let worker = shared.clone();
+    let _ = tokio::task::spawn_blocking(move || ends::record(&worker, &handed_back)).await;
+    let (id, generation) = (session.id, session.generation);
+    shared.blocking(move |store| store.close_session(id, Some(generation))).await?;
+    shared.reap.notify_one();
+    tracing::info!(session = %id, name = session.name, "an orchestrator has left");
+    Ok(())
+}

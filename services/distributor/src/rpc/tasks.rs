@@ -1,0 +1,217 @@
+//! Submit, read, cancel and retry tasks.
+
+use millrace_core::id::TaskId;
+use millrace_proto::distributor::v1 as wire;
+use millrace_queue::request_key;
+use millrace_runtime::status::{Fault, Violation};
+use millrace_store::{Audit, CancelResult, ListFilter, RetryResult, TaskRow};
+use tonic::Request;
+use uuid::Uuid;
+
+use crate::{convert, shared::Shared, spec, submit};
+
+const MAX_BATCH: usize = 10_000;
+const MAX_REASON: usize = 1024;
+const MAX_PAGE: i32 = 1000;
+const DEFAULT_PAGE: i32 = 50;
+
+pub(super) async fn submit(
+    shared: &Shared,
+    request: Request<wire::SubmitTaskRequest>,
+) -> Result<wire::SubmitTaskResponse, Fault> {
+    let traceparent = convert::traceparent(request.metadata());
+    let mut answers = submit::submit(shared, vec![request.into_inner()], &traceparent, |_, name| name.to_owned()).await;
+    let accepted = answers.pop().unwrap_or_else(|| Err(Fault::internal("no answer to a submission")))?;
+    let task = match accepted.row {
+        Some(row) => convert::task(row),
+        // Stored by an earlier call and gone since: only the id is left to tell.
+        None => wire::Task { id: accepted.id.to_string(), ..Default::default() },
+    };
+    Ok(wire::SubmitTaskResponse { task: Some(task), existing: accepted.existing })
+}
+
+pub(super) async fn batch_submit(
+    shared: &Shared,
+    request: Request<wire::BatchSubmitTasksRequest>,
+) -> Result<wire::BatchSubmitTasksResponse, Fault> {
+    let traceparent = convert::traceparent(request.metadata());
+    let requests = request.into_inner().requests;
+    if requests.is_empty() || requests.len() > MAX_BATCH {
+        let found = format!("holds {} requests; from 1 to {MAX_BATCH} are accepted", requests.len());
+        return Err(Fault::invalid("requests", found));
+    }
+    let answers =
+        submit::submit(shared, requests, &traceparent, |index, name| format!("requests[{index}].{name}")).await;
+    // A database that does not answer is the whole call's failure: the caller tries it again as a whole.
+    if let Some(Err(fault)) = answers.iter().find(|answer| matches!(answer, Err(fault) if fault.retry_after.is_some()))
+        && answers.iter().all(|answer| answer.is_err())
+    {
+        return Err(fault.clone());
+    }
+    Ok(wire::BatchSubmitTasksResponse { results: answers.into_iter().map(result).collect() })
+}
+
+fn result(answer: Result<submit::Accepted, Fault>) -> wire::BatchSubmitResult {
+    use wire::batch_submit_result::Result as Outcome;
+    match answer {
+        Ok(accepted) => wire::BatchSubmitResult {
+            result: Some(Outcome::TaskId(accepted.id.to_string())),
+            existing: accepted.existing,
+        },
+        Err(fault) => {
+            let field = match fault.violations.as_slice() {
+                [Violation { field, .. }] => field.clone(),
+                _ => String::new(),
+            };
+            let refusal = wire::Refusal {
+                code: fault.code as i32,
+                reason: fault.reason.into_owned(),
+                message: fault.message,
+                field,
+            };
+            wire::BatchSubmitResult { result: Some(Outcome::Refusal(refusal)), existing: false }
+        }
+    }
+}
+
+pub(super) async fn get(shared: &Shared, request: wire::GetTaskRequest) -> Result<wire::GetTaskResponse, Fault> {
+    let id = convert::task_id(&request.id, "id")?;
+    let row = find(shared, id).await?;
+    let attempts = shared.read(move |store| store.attempts(id)).await?;
+    let mut task = convert::task(row);
+    task.attempts = attempts.into_iter().map(convert::attempt).collect();
+    Ok(wire::GetTaskResponse { task: Some(task) })
+}
+
+/// Reads a task, or says that there is none.
+pub(super) async fn find(shared: &Shared, id: TaskId) -> Result<TaskRow, Fault> {
+    match shared.read(move |store| store.task(id)).await? {
+        Some(row) => Ok(row),
+        None => Err(missing(id)),
+    }
+}
+
+fn missing(id: TaskId) -> Fault {
+    Fault::not_found("NO_SUCH_TASK", format!("there is no task {id}, or its retention has ended"))
+}
+
+pub(super) async fn list(shared: &Shared, request: wire::ListTasksRequest) -> Result<wire::ListTasksResponse, Fault> {
+    let size = page_size(request.page_size, DEFAULT_PAGE)?;
+    let below = match request.page_token.as_str() {
+        "" => None,
+        token => Some(
+            token.parse::<TaskId>().map_err(|_| Fault::invalid("page_token", "is not one that this list returned"))?,
+        ),
+    };
+    let filter = ListFilter {
+        tenant: (!request.tenant.is_empty()).then_some(request.tenant),
+        queue: (!request.queue.is_empty()).then_some(request.queue),
+        states: convert::states(&request.states)?,
+    };
+    let page = shared.read(move |store| store.list(&filter, below, i64::from(size))).await?;
+    // Labels live in the spec, so they are compared here, within the page's bound.
+    let fits = |row: &TaskRow| {
+        request.labels.is_empty()
+            || spec::labels_of(&row.spec)
+                .is_some_and(|labels| request.labels.iter().all(|(key, value)| labels.get(key) == Some(value)))
+    };
+    Ok(wire::ListTasksResponse {
+        tasks: page.rows.into_iter().filter(fits).map(convert::task).collect(),
+        next_page_token: page.next.map(|id| id.to_string()).unwrap_or_default(),
+    })
+}
+
+/// The page size to use.
+pub(super) fn page_size(asked: i32, default: i32) -> Result<i32, Fault> {
+    match asked {
+        0 => Ok(default),
+        1..=MAX_PAGE => Ok(asked),
+        _ => Err(Fault::invalid("page_size", format!("must lie between 0 and {MAX_PAGE}"))),
+    }
+}
+
+pub(super) async fn cancel(
+    shared: &Shared,
+    request: wire::CancelTaskRequest,
+) -> Result<wire::CancelTaskResponse, Fault> {
+    let id = convert::task_id(&request.id, "id")?;
+    let reason = request.reason;
+    if reason.len() > MAX_REASON || reason.contains('\0') {
+        return Err(Fault::invalid("reason", "must have at most 1024 bytes, none of them NUL"));
+    }
+    let key = key("CancelTask", &request.request_id)?;
+    let audit = Audit { action: "CancelTask".into(), subject: id.to_string(), detail: reason.clone() };
+    let result = shared
+        .blocking(move |store| {
+            let result = store.cancel(id, &reason, key)?;
+            store.audit(&audit)?;
+            Ok(result)
+        })
+        .await?;
+    match result {
+        CancelResult::Done(row) => {
+            hint_cancel(shared, &row);
+            shared.watches.nudge(id);
+            Ok(wire::CancelTaskResponse { task: Some(convert::task(*row)) })
+        }
+        CancelResult::Finished(row) => {
+            Err(Fault::precondition("ALREADY_FINISHED", format!("task {id} has already ended as {}", row.state)))
+        }
+        CancelResult::NotFound => Err(missing(id)),
+    }
+}
+
+/// Tells the orchestrator at once when its stream is here; elsewhere its next heartbeat brings it (R13).
+fn hint_cancel(shared: &Shared, row: &TaskRow) {
+    if let (Some(session), Some(token)) = (row.session, row.token)
+        && let Some(session) = shared.sessions.by_id(session)
+    {
+        session.cancel([millrace_core::held::LeaseRef { task: row.envelope.id, attempt: row.attempt, token }]);
+    }
+}
+
+pub(super) async fn retry(shared: &Shared, request: wire::RetryTaskRequest) -> Result<wire::RetryTaskResponse, Fault> {
+    let id = convert::task_id(&request.id, "id")?;
+    let key = key("RetryTask", &request.request_id)?;
+    let audit = Audit { action: "RetryTask".into(), subject: id.to_string(), detail: String::new() };
+    let result = shared
+        .blocking(move |store| {
+            let result = store.retry(id, key)?;
+            store.audit(&audit)?;
+            Ok(result)
+        })
+        .await?;
+    match result.value {
+        RetryResult::Done(row) => {
+            if let (Some(ready_at_us), false) = (row.ready_at_us, result.repeated) {
+                let waiting = millrace_store::Waiting {
+                    id,
+                    tenant: row.envelope.tenant.clone(),
+                    rank: row.envelope.rank,
+                    ready_at_us,
+                    expires_at_us: row.expires_at_us,
+                    min_reader: row.envelope.min_reader,
+                };
+                shared.links.offer(&row.envelope.queue, std::iter::once(convert::offer(&waiting)));
+            }
+            shared.watches.nudge(id);
+            Ok(wire::RetryTaskResponse { task: Some(convert::task(*row)) })
+        }
+        RetryResult::WrongState(row) if row.state == millrace_core::task::State::Succeeded => {
+            Err(Fault::precondition("ALREADY_SUCCEEDED", format!("task {id} has succeeded")))
+        }
+        RetryResult::WrongState(row) => {
+            Err(Fault::precondition("NOT_FINISHED", format!("task {id} has not ended: it is {}", row.state)))
+        }
+        RetryResult::QueueClosed(queue) => Err(crate::routing::queue_closed(&queue)),
+        RetryResult::NotFound => Err(missing(id)),
+    }
+}
+
+/// The idempotency key of a call that is not a submission; none when the caller gave no request_id.
+pub(super) fn key(method: &str, request_id: &str) -> Result<Option<Uuid>, Fault> {
+    if request_id.len() > 128 || request_id.contains('\0') {
+        return Err(Fault::invalid("request_id", "must have at most 128 bytes, none of them NUL"));
+    }
+    Ok(request_key("", method, request_id))
+}

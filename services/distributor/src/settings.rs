@@ -1,0 +1,76 @@
+//! What an operator can set.
+
+use std::time::Duration;
+
+use millrace_runtime::config::duration;
+
+/// Settings of a distributor replica.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Settings {
+    /// Largest accepted spec, in bytes.
+    #[arg(long, env = "MILLRACE_MAX_SPEC_BYTES", default_value_t = 256 * 1024, value_name = "BYTES")]
+    pub max_spec_bytes: usize,
+
+    /// Largest accepted and sent gRPC message, in bytes.
+    #[arg(long, env = "MILLRACE_MAX_MESSAGE_BYTES", default_value_t = 16 * 1024 * 1024, value_name = "BYTES")]
+    pub max_message_bytes: usize,
+
+    /// Submissions that may wait for a commit; past it submitters get RESOURCE_EXHAUSTED.
+    #[arg(long, env = "MILLRACE_MAX_PENDING_SUBMISSIONS", default_value_t = 10_000, value_name = "COUNT")]
+    pub max_pending_submissions: usize,
+
+    /// Most rows in one transaction of the hot path.
+    #[arg(long, env = "MILLRACE_MAX_BATCH", default_value_t = 1_000, value_name = "ROWS")]
+    pub max_batch: usize,
+
+    /// How long finished tasks are kept.
+    #[arg(long, env = "MILLRACE_RETENTION", default_value = "7d", value_parser = duration, value_name = "DURATION")]
+    pub retention: Duration,
+
+    /// How long a request_id makes repeats harmless.
+    #[arg(long, env = "MILLRACE_REQUEST_RETENTION", default_value = "24h", value_parser = duration, value_name = "DURATION")]
+    pub request_retention: Duration,
+
+    /// How long an assignment may go unacknowledged before it is sent again.
+    #[arg(long, env = "MILLRACE_ACCEPT_PATIENCE", default_value = "5s", value_parser = duration, value_name = "DURATION")]
+    pub accept_patience: Duration,
+
+    /// How long a write is tried again while the database does not answer, before the caller is told.
+    #[arg(long, env = "MILLRACE_WRITE_PATIENCE", default_value = "5s", value_parser = duration, value_name = "DURATION")]
+    pub write_patience: Duration,
+
+    /// Most orchestrators connected to this replica.
+    #[arg(long, env = "MILLRACE_MAX_SESSIONS", default_value_t = 10_000, value_name = "COUNT")]
+    pub max_sessions: usize,
+
+    /// Most calls of WatchTask on this replica.
+    #[arg(long, env = "MILLRACE_MAX_WATCHERS", default_value_t = 2_000, value_name = "COUNT")]
+    pub max_watchers: usize,
+
+    /// Live output kept in memory for late watchers, over all tasks, in bytes.
+    #[arg(long, env = "MILLRACE_OUTPUT_BYTES", default_value_t = 64 * 1024 * 1024, value_name = "BYTES")]
+    pub output_bytes: usize,
+
+    /// How long orchestrators get to move to another replica when this one stops.
+    #[arg(long, env = "MILLRACE_LEAVE_GRACE", default_value = "2s", value_parser = duration, value_name = "DURATION")]
+    pub leave_grace: Duration,
+}
+
+impl Settings {
+    /// Says what contradicts itself.
+    pub fn check(&self) -> Result<(), String> {
+        if self.max_spec_bytes >= self.max_message_bytes {
+            return Err("max-spec-bytes must be smaller than max-message-bytes".into());
+        }
+        if self.max_batch == 0 || self.max_batch > 10_000 {
+            return Err("max-batch must lie between 1 and 10000".into());
+        }
+        if self.max_pending_submissions == 0 || self.max_sessions == 0 {
+            return Err("max-pending-submissions and max-sessions must be at least 1".into());
+        }
+        if self.retention < Duration::from_secs(60) {
+            return Err("retention must be at least 60s".into());
+        }
+        Ok(())
+    }
+}

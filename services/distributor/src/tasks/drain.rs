@@ -1,0 +1,27 @@
+//! Leaves in good order: orchestrators are sent elsewhere before their streams are cut, and no task is stopped.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{rpc, shared::Shared};
+
+/// How often it is looked whether everybody has left.
+const LOOK: Duration = Duration::from_millis(20);
+
+pub(super) async fn run(shared: Arc<Shared>) {
+    shared.context.shutdown.draining().await;
+    let other = shared.other_replica();
+    for session in shared.sessions.all() {
+        session.go_away(rpc::go_away("this replica is stopping", other.clone()));
+    }
+    let deadline = tokio::time::Instant::now() + shared.settings.leave_grace;
+    while shared.sessions.len() > 0 && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(LOOK).await;
+    }
+    for session in shared.sessions.all() {
+        session.end(None);
+    }
+    let id = shared.id();
+    if let Err(fault) = shared.blocking(move |store| store.remove_member(id)).await {
+        tracing::debug!(%fault, "the membership was not removed; its lease ends by itself");
+    }
+}

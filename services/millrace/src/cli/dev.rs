@@ -1,0 +1,177 @@
+//! `millrace dev`: the whole suite in one process, on SQLite, for an empty machine.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, FromArgMatches};
+use millrace_orchestrator::agent;
+use millrace_runtime::shutdown::Shutdown;
+use tokio_util::sync::CancellationToken;
+
+use super::distributor;
+use super::migrate::up;
+use crate::endpoint::DEFAULT_ENDPOINT;
+use crate::exit::Failure;
+use crate::serve::{self, Plan, ProcessArgs, Serving};
+
+/// How long commands of the built-in agent may go on after Ctrl-C before they are stopped and handed back.
+const AGENT_DRAIN: Duration = Duration::from_secs(5);
+
+/// Flags of `dev`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace dev
+  millrace dev --data-dir /tmp/mill --slots 8
+  millrace dev --without-agent --database-url postgres://millrace@127.0.0.1/millrace
+
+It serves the distributor and the queue service on one port and runs one agent, which takes tasks
+of the executor `process` from the queue `default`. Settings of the services come from MILLRACE_*
+variables. For more than one machine run `millrace distributor`, `millrace queue` and
+`millrace orchestrator` on PostgreSQL.")]
+pub(crate) struct DevArgs {
+    /// Where everything is kept; created when it is missing.
+    #[arg(long, env = "MILLRACE_DATA_DIR", value_name = "DIR", default_value = ".millrace")]
+    data_dir: PathBuf,
+    /// Where to listen for gRPC.
+    #[arg(long, env = "MILLRACE_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:7600")]
+    listen: String,
+    /// Where to listen for HTTP: /metrics and /healthz.
+    #[arg(long, env = "MILLRACE_HTTP_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:7610")]
+    http_listen: String,
+    /// Another database than SQLite in the data directory: postgres://… or sqlite:PATH. Its schema is brought up to
+    /// date.
+    #[arg(long, env = "MILLRACE_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    database_url: Option<String>,
+    /// Runs no agent: tasks wait until an orchestrator comes.
+    #[arg(long)]
+    without_agent: bool,
+    /// How many commands the agent runs at a time. Without it the number of CPUs.
+    #[arg(long, env = "MILLRACE_SLOTS", value_name = "N")]
+    slots: Option<u32>,
+    #[command(flatten)]
+    process: ProcessArgs,
+}
+
+/// Runs the suite until it is told to stop.
+pub(crate) async fn run(args: DevArgs) -> Result<(), Failure> {
+    let distributor_settings = defaults::<millrace_distributor::Settings>()?;
+    let queue_settings = defaults::<millrace_queue::Settings>()?;
+    let signals = serve::prepare(&args.process)?;
+    let url = database(&args)?;
+    up(&url).await?;
+
+    // The agent goes first and the services after it, so that what it had in hand is still recorded.
+    let services = Shutdown::new(args.process.drain_grace);
+    let agent = (!args.without_agent).then(|| agent_settings(&args)).transpose()?;
+    let plan = Plan {
+        what: "suite",
+        listen: &args.listen,
+        http_listen: &args.http_listen,
+        process: &args.process,
+        url: &url,
+        services: [millrace_distributor::SERVICES, millrace_queue::SERVICES].concat(),
+        shutdown: services.clone(),
+    };
+    let tokens = AgentTokens::default();
+    let ordering = tokio::spawn(stop_in_order(signals, services.clone(), tokens.clone()));
+    let served = serve::serve(plan, async |frame, routes, serving| {
+        let queue = super::queue::start(queue_settings, frame).await?;
+        queue.register(routes);
+        let distributor = distributor::start(distributor_settings, frame).await?;
+        distributor.register(routes);
+        match agent {
+            Some(settings) => start_agent(settings, &serving.endpoint, services, tokens),
+            None => tokens.ended.cancel(),
+        }
+        welcome(&args, serving, &url);
+        Ok((queue, distributor))
+    });
+    let served = served.await;
+    ordering.abort();
+    served
+}
+
+/// The settings of a service as its variables and defaults make them; `dev` has no flags for all of them.
+fn defaults<T: Args + FromArgMatches>() -> Result<T, Failure> {
+    let command = T::augment_args(clap::Command::new("millrace dev").no_binary_name(true));
+    let matches = command.try_get_matches_from(std::iter::empty::<String>());
+    let settings = matches.and_then(|matches| T::from_arg_matches(&matches));
+    settings.map_err(|error| Failure::Usage(error.to_string().trim_start_matches("error: ").to_owned()))
+}
+
+/// The database's URL, with the data directory made when it is to hold it.
+fn database(args: &DevArgs) -> Result<String, Failure> {
+    let dir = &args.data_dir;
+    let made = std::fs::create_dir_all(dir);
+    made.map_err(|error| Failure::Usage(format!("--data-dir: cannot make {}: {error}", dir.display())))?;
+    match &args.database_url {
+        Some(url) => Ok(url.clone()),
+        None => match dir.join("millrace.db").to_str() {
+            Some(path) => Ok(format!("sqlite:{path}")),
+            None => Err(Failure::Usage(format!("--data-dir: {} is not UTF-8", dir.display()))),
+        },
+    }
+}
+
+fn agent_settings(args: &DevArgs) -> Result<agent::Settings, Failure> {
+    let settings = defaults::<agent::Settings>()?;
+    Ok(agent::Settings {
+        slots: args.slots.or(settings.slots),
+        name: settings.name.or_else(|| Some("dev".to_owned())),
+        state_dir: Some(args.data_dir.join("agent")),
+        drain_timeout: AGENT_DRAIN,
+        ..settings
+    })
+}
+
+/// When the agent is to stop, and when it has.
+#[derive(Debug, Clone, Default)]
+struct AgentTokens {
+    stop: CancellationToken,
+    ended: CancellationToken,
+}
+
+/// Runs the agent against this very process.
+fn start_agent(settings: agent::Settings, endpoint: &str, services: Shutdown, tokens: AgentTokens) {
+    let settings = agent::Settings { endpoints: vec![endpoint.to_owned()], ..settings };
+    tokio::spawn(async move {
+        // Also when it panics: the services must not wait for an agent that is no more.
+        let _ended = tokens.ended.drop_guard();
+        if let Err(error) = agent::run(settings, tokens.stop).await {
+            tracing::error!(%error, "the agent stopped, and without it this is not what was asked for; draining");
+            services.begin();
+        }
+    });
+}
+
+/// On the first signal the agent is told to stop, and when it has, the services. A second signal ends both at once.
+async fn stop_in_order(signals: Shutdown, services: Shutdown, agent: AgentTokens) {
+    signals.draining().await;
+    agent.stop.cancel();
+    tokio::select! {
+        () = agent.ended.cancelled() => services.begin(),
+        () = signals.grace_over() => {}
+    }
+    signals.grace_over().await;
+    services.cut();
+}
+
+/// Tells where it is and what to do first.
+fn welcome(args: &DevArgs, serving: &Serving, url: &str) {
+    let flag = match serving.endpoint == DEFAULT_ENDPOINT {
+        true => String::new(),
+        false => format!(" --endpoint {}", serving.endpoint),
+    };
+    let agent = if args.without_agent {
+        "no agent: tasks wait until an orchestrator connects"
+    } else {
+        "one agent runs commands here"
+    };
+    eprintln!("millrace {}", crate::version::build());
+    eprintln!("  gRPC      {}", serving.endpoint);
+    eprintln!("  HTTP      {}/metrics, {}/healthz", serving.http, serving.http);
+    eprintln!("  database  {}", serve::redacted(url));
+    eprintln!("  agent     {agent}");
+    eprintln!("Try in another terminal:\n  millrace task run{flag} -- sh -c 'echo hello; exit 3'");
+}

@@ -1,0 +1,208 @@
+//! `millrace queue`: the client commands about queues. Without a command it is the queue service itself.
+
+mod edit;
+mod service;
+mod show;
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use millrace_proto::queue::v1::{GetQueueRequest, ListQueuesRequest, Queue, WatchQueuesRequest};
+
+use crate::client::{Backoff, Client, ClientArgs};
+use crate::endpoint::Service;
+use crate::exit::Failure;
+use crate::output::{self, Format};
+use crate::status;
+use crate::time::{parse_duration, to_proto};
+
+pub(crate) use service::{QueueArgs, start};
+pub(crate) use show::{depth, pause_text};
+
+/// The queue's name in the contracts.
+const QUEUE: &str = "millrace.queue.v1.Queue";
+
+/// Commands about queues.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum QueueCommand {
+    /// Create a queue
+    #[command(after_help = "\
+Examples:
+  millrace queue create builds --description 'CI of the monorepo' --default-timeout 1h
+
+A queue takes no task before a route leads to it:
+  millrace route set builds --queue builds --label kind=build")]
+    Create(edit::CreateArgs),
+    /// Show one queue with its figures
+    #[command(after_help = "\
+Examples:
+  millrace queue get builds")]
+    Get(GetArgs),
+    /// Change a queue's description and defaults
+    #[command(after_help = "\
+Examples:
+  millrace queue update builds --default-timeout 30m
+  millrace queue update builds --clear default-expire-after")]
+    Update(edit::UpdateArgs),
+    /// Delete a queue
+    #[command(after_help = "\
+Examples:
+  millrace queue delete builds
+  millrace queue delete builds --mode drain
+  millrace queue delete builds --mode move --move-to default
+
+Without --mode a queue goes only when nothing waits or runs in it. Work that runs goes on in any case.")]
+    Delete(edit::DeleteArgs),
+    /// List queues with their figures
+    #[command(after_help = "\
+Examples:
+  millrace queue list
+  millrace queue list --output json | jq '{name, depth: .stats.depth}'")]
+    List(ListArgs),
+    /// Stop dispatch from a queue; what runs goes on, and tasks are still accepted
+    #[command(after_help = "\
+Examples:
+  millrace queue pause builds --reason 'registry is down'
+  millrace queue pause builds --reason 'maintenance' --until +2h")]
+    Pause(edit::PauseArgs),
+    /// Start dispatch from a queue again
+    #[command(after_help = "\
+Examples:
+  millrace queue resume builds")]
+    Resume(edit::ResumeArgs),
+    /// Show the figures of queues again and again
+    #[command(after_help = "\
+Examples:
+  millrace queue watch
+  millrace queue watch builds deploys --interval 5s
+  millrace queue watch --output json | jq -c '.queues[] | [.name, .stats.depth]'")]
+    Watch(WatchArgs),
+}
+
+/// Flags of `queue get`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct GetArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// The queue's name.
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// Flags of `queue list`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// Flags of `queue watch`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WatchArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// Only these queues.
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// How often, from 200ms to 1h.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    interval: Duration,
+}
+
+impl QueueCommand {
+    /// Runs the command.
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        match self {
+            QueueCommand::Create(args) => edit::create(args).await,
+            QueueCommand::Get(args) => get(args).await,
+            QueueCommand::Update(args) => edit::update(args).await,
+            QueueCommand::Delete(args) => edit::delete(args).await,
+            QueueCommand::List(args) => list(args).await,
+            QueueCommand::Pause(args) => edit::pause(args).await,
+            QueueCommand::Resume(args) => edit::resume(args).await,
+            QueueCommand::Watch(args) => watch(args).await,
+        }
+    }
+}
+
+async fn get(args: GetArgs) -> Result<(), Failure> {
+    let client = Client::connect(&args.client, Service::Queue).await?;
+    let answer = client.read(client.queue().get_queue(GetQueueRequest { name: args.name })).await?;
+    show::print_one(args.client.output, &answer.queue.unwrap_or_default())
+}
+
+async fn list(args: ListArgs) -> Result<(), Failure> {
+    let client = Client::connect(&args.client, Service::Queue).await?;
+    let queues = all(&client).await?;
+    match args.client.output {
+        Format::Json => queues.iter().try_for_each(|queue| output::json_line(QUEUE, queue)),
+        Format::Table if queues.is_empty() => {
+            eprintln!("there is no queue; `millrace queue create` adds one");
+            Ok(())
+        }
+        Format::Table => output::print_table(&show::table(&queues)),
+    }
+}
+
+/// Every queue, page by page.
+pub(crate) async fn all(client: &Client) -> Result<Vec<Queue>, Failure> {
+    let mut request = ListQueuesRequest { page_size: 1000, ..Default::default() };
+    let mut queues = Vec::new();
+    loop {
+        let page = client.read(client.queue().list_queues(request.clone())).await?;
+        queues.extend(page.queues);
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            return Ok(queues);
+        }
+    }
+}
+
+/// Shows figures until the reader leaves; a service that goes away is waited for.
+async fn watch(args: WatchArgs) -> Result<(), Failure> {
+    let client = Client::connect(&args.client, Service::Queue).await?;
+    let request = WatchQueuesRequest { names: args.names, interval: Some(to_proto(args.interval)) };
+    let mut backoff = Backoff::default();
+    loop {
+        let broken = match client.queue().watch_queues(request.clone()).await {
+            Err(status) => Some(status),
+            Ok(response) => {
+                let mut stream = response.into_inner();
+                loop {
+                    match stream.message().await {
+                        Ok(Some(figures)) => {
+                            backoff = Backoff::default();
+                            match args.client.output {
+                                Format::Json => output::json_line("millrace.queue.v1.WatchQueuesResponse", &figures)?,
+                                Format::Table => print_figures(&figures.queues)?,
+                            }
+                        }
+                        Ok(None) => break None,
+                        Err(status) => break Some(status),
+                    }
+                }
+            }
+        };
+        let delay = match &broken {
+            Some(status) if !status::is_transient(status) && status.code() != tonic::Code::Cancelled => {
+                return Err(client.failure(status));
+            }
+            Some(status) => {
+                eprintln!("millrace: the watch broke off, reconnecting");
+                status::retry_delay(status)
+            }
+            None => None,
+        };
+        tokio::time::sleep(backoff.next(delay).unwrap_or(Duration::from_secs(5))).await;
+    }
+}
+
+/// Prints the figures of one moment: over those before on a terminal, after them elsewhere.
+fn print_figures(queues: &[Queue]) -> Result<(), Failure> {
+    if std::io::stdout().is_terminal() {
+        // The cursor goes to the top left and what was there is wiped out.
+        print!("\u{1b}[H\u{1b}[J");
+    }
+    output::print_table(&show::table(queues))?;
+    if std::io::stdout().is_terminal() { Ok(()) } else { output::line("") }
+}

@@ -1,0 +1,229 @@
+//! The commands that configure and run services, as an operator meets them.
+
+mod fake;
+
+use std::process::Stdio;
+
+use fake::{Ran, millrace, run};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, ChildStderr};
+
+/// Where no client command of these tests goes.
+const NOWHERE: &str = "http://127.0.0.1:1";
+/// A database that is not there.
+const NO_DATABASE: &str = "postgres://me:secret@127.0.0.1:1/millrace";
+
+/// A process that runs, and what it writes to standard error.
+struct Process {
+    child: Child,
+    lines: Lines<BufReader<ChildStderr>>,
+}
+
+impl Process {
+    fn start(args: &[&str]) -> Process {
+        let mut child = millrace(NOWHERE, args).stdout(Stdio::null()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Process { child, lines }
+    }
+
+    /// Reads until a line has this text, and gives that line.
+    async fn line_with(&mut self, text: &str) -> String {
+        let mut seen = Vec::new();
+        while let Some(line) = self.lines.next_line().await.unwrap() {
+            if line.contains(text) {
+                return line;
+            }
+            seen.push(line);
+        }
+        panic!("no line with {text:?} in {seen:#?}");
+    }
+
+    /// Sends SIGTERM and gives the exit code.
+    async fn stop(mut self) -> i32 {
+        let pid = self.child.id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        // What it still writes must not fill the pipe.
+        while let Ok(Some(_)) = self.lines.next_line().await {}
+        self.child.wait().await.unwrap().code().unwrap_or(-1)
+    }
+}
+
+#[tokio::test]
+async fn migrations_go_up_and_down_and_say_where_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", dir.path().join("m.db").display());
+    let migrate = async |args: &[&str]| run(NOWHERE, &[&["migrate"], args, &["--database-url", &url]].concat()).await;
+    let before = migrate(&["status"]).await;
+    assert!(before.code == 1 && before.stderr.contains("migrate up"), "{}", before.stderr);
+    assert_eq!(migrate(&["up"]).await.code, 0);
+    assert_eq!(migrate(&["up"]).await.stdout, "the schema is up to date\n");
+    let after = migrate(&["status", "--output", "json"]).await;
+    assert!(after.code == 0 && after.stdout.contains(r#""applied":true"#), "{}", after.stdout);
+    assert_eq!(migrate(&["down"]).await.code, 64);
+    assert_eq!(migrate(&["down", "--yes"]).await.code, 0);
+    assert_eq!(migrate(&["status"]).await.code, 1);
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_is_69_without_its_password() {
+    let ran = run(NOWHERE, &["migrate", "up", "--database-url", NO_DATABASE]).await;
+    assert_eq!(ran.code, 69);
+    assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains("postgres://me:***@127.0.0.1:1") && !ran.stderr.contains("secret"), "{}", ran.stderr);
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_is_64_before_anything_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("m.toml");
+    let path = file.to_str().unwrap();
+    for (text, said) in [
+        ("no_such_key = 1", "no_such_key"),
+        ("[distributor]\nretention = \"soon\"", "retention"),
+        ("[distributor]\nlisten = 7", "listen"),
+        ("not toml", "TOML"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        for args in [
+            &["config", "check", "distributor", "--config", path][..],
+            &["distributor", "--database-url", NO_DATABASE, "--config", path],
+        ] {
+            let ran = run(NOWHERE, args).await;
+            assert_eq!(ran.code, 64, "{text}: {}", ran.stderr);
+            assert!(ran.stderr.contains(said) || text.contains("listen"), "{text}: {}", ran.stderr);
+        }
+    }
+    for args in [
+        &["distributor"][..],
+        &["queue"],
+        &["distributor", "--database-url", "mysql://x"],
+        &["distributor", "--database-url", NO_DATABASE, "--listen", "nowhere"],
+        &["distributor", "--database-url", NO_DATABASE, "--listen", "0.0.0.0:0", "--http-listen", "127.0.0.1:0"],
+        &["config", "check", "queue", "--", "--no-such-flag"],
+        &["orchestrator", "--labels", "x"],
+    ] {
+        let ran = run(NOWHERE, args).await;
+        assert_eq!(ran.code, 64, "{args:?}: {}", ran.stderr);
+    }
+}
+
+#[tokio::test]
+async fn the_values_in_force_are_shown_with_their_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("m.toml");
+    std::fs::write(&file, format!("database_url = \"{NO_DATABASE}\"\n[distributor]\nretention = \"3d\"\n")).unwrap();
+    let args =
+        ["config", "check", "distributor", "-o", "json", "--config", file.to_str().unwrap(), "--", "--max-batch", "7"];
+    let mut command = millrace(NOWHERE, &args);
+    command.env("MILLRACE_MAX_SESSIONS", "9");
+    let ran: Ran = command.output().await.unwrap().into();
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let settings: Vec<serde_json::Value> = ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |flag: &str| settings.iter().find(|setting| setting["flag"] == flag).unwrap().clone();
+    assert_eq!((of("max-batch")["value"].as_str(), of("max-batch")["source"].as_str()), (Some("7"), Some("flag")));
+    assert_eq!(of("max-sessions")["source"], "variable MILLRACE_MAX_SESSIONS");
+    assert!(of("retention")["source"].as_str().unwrap().starts_with("file ") && of("retention")["value"] == "3d");
+    assert_eq!(of("max-watchers")["source"], "default");
+    assert!(!ran.stdout.contains("secret"), "{}", ran.stdout);
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_69_and_names_the_flag() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    for args in [
+        &["distributor", "--database-url", NO_DATABASE, "--listen", &address][..],
+        &["queue", "--database-url", NO_DATABASE, "--listen", "127.0.0.1:0", "--http-listen", &address],
+        &["dev", "--data-dir", data.to_str().unwrap(), "--listen", &address],
+    ] {
+        let ran = run(NOWHERE, args).await;
+        assert_eq!(ran.code, 69, "{args:?}: {}", ran.stderr);
+        let last = ran.stderr.lines().last().unwrap();
+        assert!(last.contains("the port is in use") && last.contains("listen"), "{last}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_waits_for_its_database_and_says_so() {
+    let args =
+        ["distributor", "--database-url", NO_DATABASE, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+    let mut process = Process::start(&args);
+    let started: serde_json::Value = serde_json::from_str(&process.line_with("starting").await).unwrap();
+    let waits = process.line_with("the database does not answer").await;
+    assert!(!waits.contains("secret"), "{waits}");
+    let mut http = TcpStream::connect(started["http"].as_str().unwrap().trim_start_matches("http://")).await.unwrap();
+    http.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    http.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("the database does not answer"), "{answer}");
+    // Clients are turned away rather than left to wait.
+    let mut grpc = TcpStream::connect(started["listen"].as_str().unwrap()).await.unwrap();
+    let mut nothing = Vec::new();
+    let closed = grpc.read_to_end(&mut nothing).await;
+    assert!(closed.is_err() || nothing.is_empty());
+    assert_eq!(process.stop().await, 0);
+}
+
+#[tokio::test]
+async fn a_database_without_the_schema_is_64_and_says_what_to_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", dir.path().join("m.db").display());
+    let up = run(NOWHERE, &["migrate", "up", "--database-url", &url]).await;
+    let down = run(NOWHERE, &["migrate", "down", "--yes", "--database-url", &url]).await;
+    assert_eq!((up.code, down.code), (0, 0));
+    for service in ["distributor", "queue"] {
+        let args = [service, "--database-url", &url, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+        let ran = run(NOWHERE, &args).await;
+        assert_eq!(ran.code, 64, "{}", ran.stderr);
+        assert!(ran.stderr.lines().last().unwrap().contains("migrate up"), "{}", ran.stderr);
+    }
+}
+
+#[tokio::test]
+async fn dev_runs_a_command_and_stops_when_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let args = [
+        "dev",
+        "--data-dir",
+        data.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        "127.0.0.1:0",
+        "--slots",
+        "2",
+    ];
+    let mut dev = Process::start(&args);
+    let line = dev.line_with("gRPC").await;
+    let endpoint = line.split_whitespace().last().unwrap().to_owned();
+    assert!(dev.line_with("millrace task run").await.contains(&endpoint));
+    // Standard error is read on, so that the logs never fill the pipe.
+    let Process { child, mut lines } = dev;
+    let log = tokio::spawn(async move {
+        let mut all = Vec::new();
+        while let Ok(Some(line)) = lines.next_line().await {
+            all.push(line);
+        }
+        all
+    });
+    let ran = run(&endpoint, &["task", "run", "--", "sh", "-c", "echo hello; echo oops >&2; exit 3"]).await;
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (3, "hello\n", "oops\n"));
+    let listed = run(&endpoint, &["task", "list", "-o", "json"]).await;
+    let task: serde_json::Value = serde_json::from_str(listed.stdout.lines().next().unwrap()).unwrap();
+    assert_eq!((task["state"].as_str(), &task["outcome"]["exitCode"]), (Some("TASK_STATE_FAILED"), &3.into()));
+    assert_eq!(task["spec"]["command"]["argv"][0], "sh");
+    let well = run(&endpoint, &["doctor"]).await;
+    assert_eq!(well.code, 0, "{}{}", well.stdout, well.stderr);
+    let queues = run(&endpoint, &["queue", "list"]).await;
+    assert!(queues.code == 0 && queues.stdout.contains("default"), "{}", queues.stdout);
+
+    let pid = child.id().unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let ended = child.wait_with_output().await.unwrap();
+    let log = log.await.unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{log:#?}");
+}

@@ -1,0 +1,47 @@
+//! Opening a store by its URL.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{Result, Store, StoreError};
+
+/// Bounds on what a process asks of its database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Connections for submit, claim, complete, heartbeats and the background loops.
+    pub dispatch_connections: u32,
+    /// Connections for what people read. They can never take those of dispatch.
+    pub read_connections: u32,
+    /// The longest that one statement of dispatch may take.
+    pub statement_timeout: Duration,
+    /// The longest that one read by people may take.
+    pub read_timeout: Duration,
+    /// The longest wait for a lock.
+    pub lock_timeout: Duration,
+    /// The longest wait for a connection of a pool, and for a new connection.
+    pub connect_timeout: Duration,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            dispatch_connections: 8,
+            read_connections: 4,
+            statement_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(3),
+            lock_timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Opens the store at `postgres://…` (or `postgresql://…`) or `sqlite:PATH`. The schema must be one that this build can
+/// work with: [`StoreError::Schema`] otherwise. Does not migrate.
+pub fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return Ok(Arc::new(crate::postgres::PostgresStore::open(url, options)?));
+    }
+    match url.strip_prefix("sqlite:") {
+        Some(path) if !path.is_empty() => Ok(Arc::new(crate::sqlite::SqliteStore::open(path, options)?)),
+        _ => Err(StoreError::Config(format!("`{url}` is neither postgres://… nor sqlite:PATH"))),
+    }
+}

@@ -1,0 +1,167 @@
+//! What people do to tasks.
+
+use millrace_core::{id::TaskId, retry::OutcomeKind, task::State};
+use uuid::Uuid;
+
+use super::{
+    conn::Conn,
+    people::task_by_id,
+    pool::Pool,
+    rows::{now_us, storable, text, uuid},
+    sql::sql,
+    waiting::end_waiting,
+};
+use crate::{CancelResult, Idempotent, Result, RetryResult, StoreError, TaskRow};
+
+/// How often a task that moves between the tables is looked for in the one and the other.
+const LOOKS: usize = 3;
+
+/// Keeps a request key; false when an earlier call has kept it. Waits for a call with the same key that is under way.
+pub(super) fn keep_request(conn: &mut Conn<'_>, request: Option<Uuid>, task: Option<TaskId>) -> Result<bool> {
+    let Some(key) = request else { return Ok(true) };
+    let statement = sql(concat!(
+        "INSERT INTO requests (key, task_id, created_at_us) VALUES ($1, $2, ",
+        now_us!(),
+        ") ON CONFLICT (key) DO NOTHING"
+    ));
+    Ok(conn.execute(statement.bind(key).bind(task.map(|id| id.0)))? > 0)
+}
+
+pub(super) fn request(people: &Pool, key: Uuid) -> Result<Option<TaskId>> {
+    let statement = sql("SELECT task_id FROM requests WHERE key = $1").bind(key);
+    people.read(move |conn| Ok(conn.first(statement, |row| row.get_nullable())?.flatten().map(TaskId)))
+}
+
+// ── Cancel ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+pub(super) fn cancel(pool: &Pool, id: TaskId, reason: &str, request: Option<Uuid>) -> Result<CancelResult> {
+    let reason = storable(reason);
+    pool.transaction(move |conn| {
+        let result = match keep_request(conn, request, Some(id))? {
+            // Done before; what has become of the task since is not undone.
+            false => task_by_id(conn, id)?.map_or(CancelResult::NotFound, |row| CancelResult::Done(Box::new(row))),
+            true => cancel_once(conn, id, &reason)?,
+        };
+        if !matches!(result, CancelResult::Done(_)) {
+            // Nothing was changed, and the key is not spent.
+            conn.undo();
+        }
+        Ok(result)
+    })
+}
+
+fn cancel_once(conn: &mut Conn<'_>, id: TaskId, reason: &str) -> Result<CancelResult> {
+    match lock_task(conn, id)? {
+        Place::Live(State::Scheduled | State::Queued) => {
+            let statement = sql(end_waiting!("SELECT $4::uuid AS id"));
+            let statement =
+                statement.bind(State::Cancelled as i16).bind(OutcomeKind::Cancelled as i16).bind(reason).bind(id.0);
+            conn.rows(statement, uuid)?;
+        }
+        Place::Live(State::Dispatched | State::Running) => {
+            conn.execute(sql("UPDATE tasks SET state = 5 WHERE id = $1").bind(id.0))?;
+        }
+        Place::Live(_) | Place::Finished(State::Cancelled) => {}
+        Place::Finished(_) => return there(conn, id).map(CancelResult::Finished),
+        Place::Nowhere => return Ok(CancelResult::NotFound),
+    }
+    there(conn, id).map(CancelResult::Done)
+}
+
+enum Place {
+    Live(State),
+    Finished(State),
+    Nowhere,
+}
+
+/// Finds a task and locks its row, so that it stays where it is. A task that moves from one table to the other between two looks
+/// is found by the next.
+fn lock_task(conn: &mut Conn<'_>, id: TaskId) -> Result<Place> {
+    for _ in 0..LOOKS {
+        let state = |text| sql(text).bind(id.0);
+        let live = state("SELECT state FROM tasks WHERE id = $1 FOR UPDATE");
+        if let Some(state) = conn.first(live, |row| row.get_as(|number: i16| State::try_from(number)))? {
+            return Ok(Place::Live(state));
+        }
+        let finished = state("SELECT state FROM finished_tasks WHERE id = $1 FOR UPDATE");
+        if let Some(state) = conn.first(finished, |row| row.get_as(|number: i16| State::try_from(number)))? {
+            return Ok(Place::Finished(state));
+        }
+        let either = sql("SELECT id FROM tasks WHERE id = $1 UNION ALL SELECT id FROM finished_tasks WHERE id = $1");
+        if conn.first(either.bind(id.0), uuid)?.is_none() {
+            return Ok(Place::Nowhere);
+        }
+    }
+    Err(StoreError::Conflict(format!("task {id} moves too often")))
+}
+
+/// A task whose row is locked.
+fn there(conn: &mut Conn<'_>, id: TaskId) -> Result<Box<TaskRow>> {
+    let row = task_by_id(conn, id)?;
+    row.map(Box::new).ok_or_else(|| StoreError::Internal(format!("task {id} has gone while its row was locked")))
+}
+
+// ── Retry ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+pub(super) fn retry(pool: &Pool, id: TaskId, request: Option<Uuid>) -> Result<Idempotent<RetryResult>> {
+    pool.transaction(move |conn| {
+        if !keep_request(conn, request, Some(id))? {
+            let value = task_by_id(conn, id)?.map_or(RetryResult::NotFound, |row| RetryResult::Done(Box::new(row)));
+            return Ok(Idempotent { value, repeated: true });
+        }
+        let value = retry_once(conn, id)?;
+        if !matches!(value, RetryResult::Done(_)) {
+            conn.undo();
+        }
+        Ok(Idempotent { value, repeated: false })
+    })
+}
+
+fn retry_once(conn: &mut Conn<'_>, id: TaskId) -> Result<RetryResult> {
+    // The queue is locked before the task, as everywhere, and a finished task does not change its queue.
+    let queue = sql("SELECT queue FROM finished_tasks WHERE id = $1").bind(id.0);
+    if let Some(queue) = conn.first(queue, text)? {
+        let open = sql("SELECT name FROM queues WHERE name = $1 AND NOT draining FOR KEY SHARE").bind(queue.as_str());
+        let open = conn.first(open, text)?.is_some();
+        return match lock_task(conn, id)? {
+            Place::Finished(State::Succeeded) => there(conn, id).map(RetryResult::WrongState),
+            Place::Finished(_) if !open => Ok(RetryResult::QueueClosed(queue)),
+            Place::Finished(_) => {
+                conn.execute(sql(RETRY).bind(id.0))?;
+                there(conn, id).map(RetryResult::Done)
+            }
+            Place::Live(_) => there(conn, id).map(RetryResult::WrongState),
+            Place::Nowhere => Ok(RetryResult::NotFound),
+        };
+    }
+    match lock_task(conn, id)? {
+        Place::Live(_) => there(conn, id).map(RetryResult::WrongState),
+        Place::Nowhere => Ok(RetryResult::NotFound),
+        Place::Finished(_) => Err(StoreError::Conflict(format!("task {id} has just ended"))),
+    }
+}
+
+/// Moves a finished task back. Its last attempt is kept, if there was one whose end this was; the budgets are fresh, the count
+/// of attempts is not. A deadline is as far away again as it was from the submission.
+const RETRY: &str = concat!(
+    "WITH clock AS MATERIALIZED (
+        SELECT ", now_us!(), " AS now_us
+    ), was AS (
+        DELETE FROM finished_tasks WHERE id = $1 RETURNING *
+    ), kept AS (
+        INSERT INTO attempts (task_id, attempt, token, session_id, orchestrator, dispatched_at_us, recorded_at_us, outcome,
+            exit_code, signal, message, output_tail, output_bytes, started_at_us, ended_at_us)
+        SELECT was.id, was.attempt, was.token, was.session_id, coalesce(s.name, ''), was.dispatched_at_us,
+            was.finished_at_us, was.outcome, was.exit_code, was.signal, was.message, was.output_tail, was.output_bytes,
+            was.started_at_us, was.ended_at_us
+        FROM was LEFT JOIN sessions s ON s.id = was.session_id WHERE was.token IS NOT NULL
+        ON CONFLICT (task_id, attempt) DO NOTHING
+    )
+    INSERT INTO tasks (id, tenant, queue, state, rank, executor, resource_class, concurrency_key, exclusive, timeout_ms,
+        attempt, failures, losses, unsupported, created_at_us, ready_at_us, expires_at_us, dispatched_at_us, started_at_us,
+        trace_context, format, min_reader, spec)
+    SELECT id, tenant, queue, 2, rank, executor, resource_class, concurrency_key, exclusive, timeout_ms, attempt, 0, 0, 0,
+        created_at_us, now_us, now_us + (expires_at_us - created_at_us), dispatched_at_us, started_at_us, trace_context,
+        format, min_reader, spec
+    FROM was, clock"
+);

@@ -1,0 +1,104 @@
+//! Ending tasks.
+
+use std::collections::HashSet;
+
+use millrace_core::{held::LeaseRef, task::State};
+
+use super::{
+    pool::Pool,
+    rows::{lease_ref, now_us, storable},
+    sql::{Statement, sql},
+};
+use crate::{Completed, Completion, Outcome, Result, batch::bisect};
+
+pub(super) fn complete(pool: &Pool, batch: &[Completion]) -> Result<Vec<Completed>> {
+    // What a completion brings is made storable before it is sent, so none is refused; if one is, it alone stands for the error.
+    bisect(batch, |part| complete_part(pool, part), |_, error| Err(error))
+}
+
+fn complete_part(pool: &Pool, part: &[Completion]) -> Result<Vec<Completed>> {
+    if part.is_empty() {
+        return Ok(Vec::new());
+    }
+    let statement = bound(part);
+    let leases: Vec<LeaseRef> = part.iter().map(|completion| completion.lease).collect();
+    pool.write(move |conn| {
+        let mut recorded: HashSet<LeaseRef> = conn.rows(statement, lease_ref)?.into_iter().collect();
+        let missing = || leases.iter().filter(|lease| !recorded.contains(lease));
+        if missing().next().is_some() {
+            // Recorded by an earlier call, or stale.
+            let before = with_leases(sql(RECORDED_BEFORE), missing());
+            recorded.extend(conn.rows(before, lease_ref)?);
+        }
+        let answer = |lease| match recorded.contains(lease) {
+            true => Completed::Recorded,
+            false => Completed::Stale,
+        };
+        Ok(leases.iter().map(answer).collect())
+    })
+}
+
+/// The row is found by its key and moves by one statement. A task whose cancellation came between the decision and now ends
+/// as CANCELLED, unless it succeeded; that is what the state machine says of every such end.
+const COMPLETE: &str = concat!(
+    "WITH item AS MATERIALIZED (
+        SELECT * FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::smallint[], $5::integer[], $6::integer[],
+            $7::smallint[], $8::integer[], $9::integer[], $10::text[], $11::bytea[], $12::bigint[], $13::bigint[], $14::bigint[])
+        AS item(id, attempt, token, state, failures, losses,
+            outcome, exit_code, signal, message, output_tail, output_bytes, started_at_us, ended_at_us)
+    ), clock AS MATERIALIZED (
+        SELECT now_us, ((now_us / slice_us) % 8)::smallint AS slot FROM cluster, (SELECT ", now_us!(), " AS now_us) AS now
+    ), ended AS (
+        DELETE FROM tasks t USING item
+        WHERE t.id = item.id AND t.attempt = item.attempt AND t.token = item.token AND t.state IN (3, 4, 5)
+        RETURNING t.id, t.tenant, t.queue, CASE WHEN t.state = 5 AND item.state <> 6 THEN 8 ELSE item.state END AS state, t.rank,
+            t.executor, t.resource_class, t.concurrency_key, t.exclusive, t.timeout_ms, t.attempt, t.token, t.session_id,
+            item.failures, item.losses, t.unsupported, t.created_at_us, t.expires_at_us, t.dispatched_at_us,
+            coalesce(item.started_at_us, t.started_at_us) AS started_at_us, t.trace_context, t.format, t.min_reader, t.spec,
+            item.outcome, item.exit_code, item.signal, item.message, item.output_tail, item.output_bytes, item.ended_at_us
+    )
+    INSERT INTO finished_tasks (slot, finished_at_us, id, tenant, queue, state, rank, executor, resource_class,
+        concurrency_key, exclusive, timeout_ms, attempt, token, session_id, failures, losses, unsupported, created_at_us,
+        expires_at_us, dispatched_at_us, started_at_us, trace_context, format, min_reader, spec, outcome, exit_code, signal,
+        message, output_tail, output_bytes, ended_at_us)
+    SELECT clock.slot, clock.now_us, ended.* FROM clock, ended
+    RETURNING id, attempt, token"
+);
+
+const RECORDED_BEFORE: &str =
+    "SELECT t.id, t.attempt, t.token FROM unnest($1::uuid[], $2::integer[], $3::bigint[]) AS item(id, attempt, token)
+    JOIN finished_tasks t ON t.id = item.id AND t.attempt = item.attempt AND t.token = item.token";
+
+fn bound(part: &[Completion]) -> Statement {
+    let mut order: Vec<&Completion> = part.iter().collect();
+    order.sort_by_key(|completion| completion.lease);
+    let items = || order.iter().copied();
+    debug_assert!(items().all(|item| item.state.is_terminal() && item.state != State::Expired));
+    let statement = with_leases(sql(COMPLETE), items().map(|item| &item.lease))
+        .array(items().map(|item| item.state as i16))
+        .array(items().map(|item| item.failures))
+        .array(items().map(|item| item.losses));
+    with_outcomes(statement, &items().map(|item| &item.outcome).collect::<Vec<_>>())
+}
+
+/// Binds task, attempt and token of each lease as three arrays.
+pub(super) fn with_leases<'a>(statement: Statement, leases: impl Iterator<Item = &'a LeaseRef> + Clone) -> Statement {
+    statement
+        .array(leases.clone().map(|lease| lease.task.0))
+        .array(leases.clone().map(|lease| lease.attempt))
+        .array(leases.map(|lease| lease.token.0))
+}
+
+/// Binds the outcomes as eight arrays.
+pub(super) fn with_outcomes(statement: Statement, outcomes: &[&Outcome]) -> Statement {
+    let all = || outcomes.iter().copied();
+    statement
+        .array(all().map(|outcome| outcome.kind as i16))
+        .array(all().map(|outcome| outcome.exit_code))
+        .array(all().map(|outcome| outcome.signal))
+        .array(all().map(|outcome| storable(&outcome.message)))
+        .array(all().map(|outcome| outcome.output_tail.as_slice()))
+        .array(all().map(|outcome| outcome.output_bytes))
+        .array(all().map(|outcome| outcome.started_at_us))
+        .array(all().map(|outcome| outcome.ended_at_us))
+}

@@ -1,0 +1,156 @@
+//! What PostgreSQL's errors mean to a caller.
+//!
+//! Diesel keeps the SQLSTATE of an error to itself and passes on a kind, which tells of class 23, 40001 and lost connections, and
+//! the message. The rest is told by the message, which the pool asks for in English.
+
+use diesel::result::{DatabaseErrorKind, Error};
+
+use crate::StoreError;
+
+/// What an error says about the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Connection {
+    /// It can go on.
+    Sound,
+    /// The server has answered, but another connection may do better.
+    Useless,
+    /// It is gone, and with it the answer to what was sent last.
+    Lost,
+}
+
+/// The error of a statement, and what it says about the connection.
+pub(super) fn from_diesel(error: Error) -> (StoreError, Connection) {
+    match error {
+        Error::DatabaseError(kind, information) => from_server(kind, information.message()),
+        other => (StoreError::Internal(other.to_string()), Connection::Sound),
+    }
+}
+
+fn from_server(kind: DatabaseErrorKind, message: &str) -> (StoreError, Connection) {
+    let text = message.trim().to_owned();
+    let lost = matches!(kind, DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand)
+        || LOST.iter().any(|part| text.contains(part));
+    match (lost, kind) {
+        (true, _) => (StoreError::Unavailable(text), Connection::Lost),
+        // A standby, or a primary that has become one: another connection may lead to the primary.
+        (_, DatabaseErrorKind::ReadOnlyTransaction) => (StoreError::Unavailable(text), Connection::Useless),
+        _ => (by_kind(kind, text), Connection::Sound),
+    }
+}
+
+fn by_kind(kind: DatabaseErrorKind, text: String) -> StoreError {
+    let data = |sqlstate: &str| StoreError::Data { sqlstate: sqlstate.into(), message: text.clone() };
+    match kind {
+        DatabaseErrorKind::UniqueViolation => data("23505"),
+        DatabaseErrorKind::ForeignKeyViolation => data("23503"),
+        DatabaseErrorKind::NotNullViolation => data("23502"),
+        DatabaseErrorKind::CheckViolation => data("23514"),
+        DatabaseErrorKind::RestrictViolation => data("23001"),
+        DatabaseErrorKind::ExclusionViolation => data("23P01"),
+        DatabaseErrorKind::SerializationFailure => StoreError::Conflict(text),
+        _ => by_message(text),
+    }
+}
+
+/// Beginnings and parts of messages, with the SQLSTATE that PostgreSQL sends with them. Data (R10): class 22, and 54000 for
+/// values that fit no page of an index or a table.
+const DATA: [(&str, &str); 12] = [
+    ("invalid byte sequence for encoding", "22021"),
+    ("has no equivalent in encoding", "22P05"),
+    ("unsupported Unicode escape sequence", "22P05"),
+    ("out of range", "22003"),
+    ("value too long for type", "22001"),
+    ("invalid input syntax", "22P02"),
+    ("invalid input value", "22P02"),
+    ("incorrect binary data format", "22P03"),
+    ("insufficient data left in message", "22P03"),
+    ("division by zero", "22012"),
+    ("index row size", "54000"),
+    ("index row requires", "54000"),
+];
+
+const TIMEOUT: [&str; 2] = ["canceling statement due to", "could not obtain lock on"];
+
+const CONFLICT: [&str; 2] = ["deadlock detected", "could not serialize access"];
+
+/// The connection is gone, or the server is about to close it.
+const LOST: [&str; 9] = [
+    "terminating connection",
+    "the database system is",
+    "server closed the connection",
+    "no connection to the server",
+    "connection to server",
+    "could not receive data from server",
+    "could not send data to server",
+    "SSL connection has been closed",
+    "SSL SYSCALL error",
+];
+
+/// The server lives and cannot do it now.
+const UNAVAILABLE: [&str; 5] = [
+    "too many clients already",
+    "remaining connection slots are reserved",
+    "No space left on device",
+    "out of memory",
+    "out of shared memory",
+];
+
+fn by_message(text: String) -> StoreError {
+    let says = |part: &&str| text.contains(*part);
+    if TIMEOUT.iter().any(says) {
+        StoreError::Timeout(text)
+    } else if CONFLICT.iter().any(says) {
+        StoreError::Conflict(text)
+    } else if UNAVAILABLE.iter().any(says) {
+        StoreError::Unavailable(text)
+    } else if let Some((_, sqlstate)) = DATA.iter().find(|(part, _)| says(part)) {
+        StoreError::Data { sqlstate: (*sqlstate).into(), message: text }
+    } else if (text.starts_with("relation ") || text.starts_with("column ")) && text.ends_with("does not exist") {
+        StoreError::Schema(format!(
+            "the database's schema is not one that this build works with ({text}): run `millrace migrate up`"
+        ))
+    } else {
+        StoreError::Internal(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sorted(message: &str) -> StoreError {
+        from_server(DatabaseErrorKind::Unknown, message).0
+    }
+
+    #[test]
+    fn r10_only_errors_about_data_are_data() {
+        for message in [
+            "invalid byte sequence for encoding \"UTF8\": 0x00",
+            "integer out of range",
+            "index row size 5624 exceeds btree version 4 maximum 2704 for index \"tasks_waiting\"",
+        ] {
+            assert!(matches!(sorted(message), StoreError::Data { .. }), "{message}");
+        }
+        for message in [
+            "canceling statement due to statement timeout",
+            "canceling statement due to lock timeout",
+            "canceling statement due to user request",
+        ] {
+            assert!(matches!(sorted(message), StoreError::Timeout(_)), "{message}");
+        }
+        assert!(matches!(sorted("deadlock detected"), StoreError::Conflict(_)));
+        for message in [
+            "terminating connection due to administrator command",
+            "the database system is shutting down",
+            "server closed the connection unexpectedly\n\tThis probably means",
+            "could not extend file \"base/1/2\": No space left on device",
+        ] {
+            assert!(matches!(sorted(message), StoreError::Unavailable(_)), "{message}");
+        }
+        let server = |message: &str| from_server(DatabaseErrorKind::Unknown, message).1;
+        assert_eq!(server("terminating connection due to administrator command"), Connection::Lost);
+        assert_eq!(server("could not extend file \"base/1/2\": No space left on device"), Connection::Sound);
+        assert!(matches!(sorted("relation \"tasks\" does not exist"), StoreError::Schema(_)));
+        assert!(matches!(sorted("something new"), StoreError::Internal(_)));
+    }
+}

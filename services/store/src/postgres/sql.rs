@@ -1,0 +1,322 @@
+//! Statements with fixed text and values bound to them, which stay prepared, and rows read column by column.
+
+use diesel::{
+    connection::{DefaultLoadingMode, LoadConnection},
+    deserialize::FromSql,
+    expression::expression_types::Untyped,
+    pg::{Pg, PgConnection, PgValue},
+    query_builder::{AstPass, Query, QueryFragment, QueryId},
+    result::{Error, QueryResult},
+    row::{Field, Row},
+    serialize::{IsNull, Output, ToSql},
+    sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text, Uuid as SqlUuid},
+};
+use uuid::Uuid;
+
+/// SQL with `$1`, `$2`, … whose first uses stand in this order. Diesel keeps it prepared under its text (unlike
+/// `sql_query`), so each text is planned once a connection.
+#[derive(Debug)]
+pub(super) struct Statement {
+    text: &'static str,
+    values: Vec<Value>,
+}
+
+/// A statement without values yet.
+pub(super) fn sql(text: &'static str) -> Statement {
+    Statement { text, values: Vec::new() }
+}
+
+impl Statement {
+    /// Binds the next value.
+    pub(super) fn bind(mut self, value: impl Into<Value>) -> Self {
+        self.values.push(value.into());
+        self
+    }
+
+    /// Binds the next value, an array.
+    pub(super) fn array<E: Element>(self, elements: impl IntoIterator<Item = E>) -> Self {
+        self.bind(array(elements))
+    }
+}
+
+// ── Values ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// A value to be bound.
+#[derive(Debug)]
+pub(super) enum Value {
+    BigInt(Option<i64>),
+    Integer(Option<i32>),
+    SmallInt(i16),
+    Bool(bool),
+    Text(Option<String>),
+    Uuid(Option<Uuid>),
+    Binary(Vec<u8>),
+    Array(Kind, Encoded),
+}
+
+macro_rules! values {
+    ($($from:ty => $variant:ident ($value:ident) $build:expr;)*) => {
+        $(impl From<$from> for Value {
+            fn from($value: $from) -> Self {
+                Value::$variant($build)
+            }
+        })*
+    };
+}
+
+values! {
+    i64 => BigInt(value) Some(value);
+    Option<i64> => BigInt(value) value;
+    i32 => Integer(value) Some(value);
+    Option<i32> => Integer(value) value;
+    i16 => SmallInt(value) value;
+    bool => Bool(value) value;
+    &str => Text(value) Some(value.to_owned());
+    String => Text(value) Some(value);
+    Option<String> => Text(value) value;
+    Uuid => Uuid(value) Some(value);
+    Option<Uuid> => Uuid(value) value;
+    Vec<u8> => Binary(value) value;
+}
+
+/// The type of an array's elements.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    SmallInt,
+    Integer,
+    BigInt,
+    Bool,
+    Text,
+    Uuid,
+    Binary,
+}
+
+/// An array's elements as they go over the wire: each its length, then its bytes. Written straight from borrowed rows, so
+/// that a batch is copied once.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    count: i32,
+    bytes: Vec<u8>,
+}
+
+/// What can be an element of an array.
+pub(super) trait Element {
+    const KIND: Kind;
+
+    /// Appends the bytes, or returns false for NULL.
+    fn put(&self, out: &mut Vec<u8>) -> bool;
+}
+
+macro_rules! elements {
+    ($($element:ty, $kind:ident, |$value:ident| $bytes:expr;)*) => {
+        $(impl Element for $element {
+            const KIND: Kind = Kind::$kind;
+
+            fn put(&self, out: &mut Vec<u8>) -> bool {
+                let $value = self;
+                out.extend_from_slice($bytes);
+                true
+            }
+        })*
+    };
+}
+
+elements! {
+    i16, SmallInt, |value| &value.to_be_bytes();
+    i32, Integer, |value| &value.to_be_bytes();
+    i64, BigInt, |value| &value.to_be_bytes();
+    bool, Bool, |value| &[u8::from(*value)];
+    &str, Text, |value| value.as_bytes();
+    &String, Text, |value| value.as_bytes();
+    String, Text, |value| value.as_bytes();
+    Uuid, Uuid, |value| value.as_bytes();
+    &[u8], Binary, |value| value;
+}
+
+impl<E: Element> Element for Option<E> {
+    const KIND: Kind = E::KIND;
+
+    fn put(&self, out: &mut Vec<u8>) -> bool {
+        self.as_ref().is_some_and(|value| value.put(out))
+    }
+}
+
+/// An array of these elements.
+pub(super) fn array<E: Element>(elements: impl IntoIterator<Item = E>) -> Value {
+    let mut encoded = Encoded { count: 0, bytes: Vec::new() };
+    for element in elements {
+        let start = encoded.bytes.len();
+        encoded.bytes.extend_from_slice(&(-1i32).to_be_bytes());
+        if element.put(&mut encoded.bytes) {
+            // Messages are bounded far below what does not fit here.
+            let length = (encoded.bytes.len() - start - 4) as i32;
+            encoded.bytes[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        }
+        encoded.count += 1;
+    }
+    Value::Array(E::KIND, encoded)
+}
+
+impl<ST: 'static> ToSql<Array<ST>, Pg> for Encoded
+where
+    Pg: diesel::sql_types::HasSqlType<ST>,
+{
+    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> diesel::serialize::Result {
+        use std::io::Write;
+        let oid = <Pg as diesel::sql_types::HasSqlType<ST>>::metadata(out.metadata_lookup()).oid()?;
+        // One dimension, no promise that there is no NULL, the type, the length, and indexes from 1.
+        for word in [1u32, 0, oid, self.count as u32, 1] {
+            out.write_all(&word.to_be_bytes())?;
+        }
+        out.write_all(&self.bytes)?;
+        Ok(IsNull::No)
+    }
+}
+
+// ── The query as diesel sees it ─────────────────────────────────────────────────────────────────────────────────────
+
+impl Value {
+    fn push<'b>(&'b self, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        match self {
+            Value::BigInt(value) => out.push_bind_param::<Nullable<BigInt>, _>(value),
+            Value::Integer(value) => out.push_bind_param::<Nullable<Integer>, _>(value),
+            Value::SmallInt(value) => out.push_bind_param::<SmallInt, _>(value),
+            Value::Bool(value) => out.push_bind_param::<Bool, _>(value),
+            Value::Text(value) => out.push_bind_param::<Nullable<Text>, _>(value),
+            Value::Uuid(value) => out.push_bind_param::<Nullable<SqlUuid>, _>(value),
+            Value::Binary(value) => out.push_bind_param::<Binary, _>(value),
+            Value::Array(Kind::SmallInt, value) => out.push_bind_param::<Array<SmallInt>, _>(value),
+            Value::Array(Kind::Integer, value) => out.push_bind_param::<Array<Integer>, _>(value),
+            Value::Array(Kind::BigInt, value) => out.push_bind_param::<Array<BigInt>, _>(value),
+            Value::Array(Kind::Bool, value) => out.push_bind_param::<Array<Bool>, _>(value),
+            Value::Array(Kind::Text, value) => out.push_bind_param::<Array<Text>, _>(value),
+            Value::Array(Kind::Uuid, value) => out.push_bind_param::<Array<SqlUuid>, _>(value),
+            Value::Array(Kind::Binary, value) => out.push_bind_param::<Array<Binary>, _>(value),
+        }
+    }
+}
+
+impl QueryFragment<Pg> for Statement {
+    /// Diesel numbers the values as they are pushed, so a `$n` is pushed as a value where it comes first and as text
+    /// after that.
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        let mut rest = self.text;
+        let mut pushed = 0;
+        while let Some(at) = rest.find('$') {
+            let digits = rest[at + 1..].bytes().take_while(u8::is_ascii_digit).count();
+            let (before, from) = rest.split_at(at);
+            let (mark, after) = from.split_at(1 + digits);
+            out.push_sql(before);
+            match mark[1..].parse::<usize>() {
+                Ok(number) if number == pushed + 1 => {
+                    let value = self.values.get(pushed);
+                    let value = value.ok_or_else(|| Error::QueryBuilderError(format!("{mark} is not bound").into()))?;
+                    value.push(&mut out)?;
+                    pushed = number;
+                }
+                _ => out.push_sql(mark),
+            }
+            rest = after;
+        }
+        out.push_sql(rest);
+        match pushed == self.values.len() {
+            true => Ok(()),
+            false => Err(Error::QueryBuilderError("more values are bound than the statement has".into())),
+        }
+    }
+}
+
+impl QueryId for Statement {
+    type QueryId = ();
+
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl Query for Statement {
+    type SqlType = Untyped;
+}
+
+// ── Rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// A column that does not hold what this build expects.
+#[derive(Debug, thiserror::Error)]
+#[error("column {column} cannot be read: {error}")]
+pub(super) struct BadColumn {
+    /// The column's name.
+    pub(super) column: String,
+    /// What is wrong with it.
+    pub(super) error: String,
+}
+
+/// What is read from a row.
+pub(super) type Read<T> = Result<T, BadColumn>;
+
+/// A row owns what it shares with its result, so the lifetimes of its type mean nothing.
+type PgRow = <PgConnection as LoadConnection<DefaultLoadingMode>>::Row<'static, 'static>;
+
+/// A row's columns in their order.
+pub(super) struct Columns<'r> {
+    row: &'r PgRow,
+    next: usize,
+}
+
+/// What a column can be read as.
+pub(super) trait Decode: FromSql<Self::Sql, Pg> {
+    type Sql;
+}
+
+macro_rules! decodes {
+    ($($type:ty => $sql:ty;)*) => { $(impl Decode for $type { type Sql = $sql; })* };
+}
+
+decodes! {
+    i16 => SmallInt;
+    i32 => Integer;
+    i64 => BigInt;
+    bool => Bool;
+    String => Text;
+    Vec<u8> => Binary;
+    Uuid => SqlUuid;
+}
+
+impl<'r> Columns<'r> {
+    pub(super) fn new(row: &'r PgRow) -> Self {
+        Self { row, next: 0 }
+    }
+
+    /// The next column.
+    pub(super) fn get<T: Decode>(&mut self) -> Read<T> {
+        self.read(|value| match value {
+            Some(value) => T::from_sql(value).map_err(|error| error.to_string()),
+            None => Err("it is null".to_owned()),
+        })
+    }
+
+    /// The next column, which may be null.
+    pub(super) fn get_nullable<T: Decode>(&mut self) -> Read<Option<T>> {
+        self.read(|value| value.map(T::from_sql).transpose().map_err(|error| error.to_string()))
+    }
+
+    /// The next column, turned into what it stands for.
+    pub(super) fn get_as<T: Decode, U, E: ToString>(&mut self, convert: impl FnOnce(T) -> Result<U, E>) -> Read<U> {
+        let at = self.next;
+        let value = self.get::<T>()?;
+        convert(value).map_err(|error| self.bad(at, error.to_string()))
+    }
+
+    fn read<U>(&mut self, read: impl FnOnce(Option<PgValue<'_>>) -> Result<U, String>) -> Read<U> {
+        let at = self.next;
+        self.next += 1;
+        let result = match <PgRow as Row<'static, Pg>>::get(self.row, at) {
+            Some(field) => read(field.value()),
+            None => Err("it is missing".to_owned()),
+        };
+        result.map_err(|error| self.bad(at, error))
+    }
+
+    fn bad(&self, at: usize, error: String) -> BadColumn {
+        let field = <PgRow as Row<'static, Pg>>::get(self.row, at);
+        let name = field.and_then(|field| field.field_name().map(str::to_owned));
+        BadColumn { column: name.unwrap_or_else(|| format!("{}", at + 1)), error }
+    }
+}

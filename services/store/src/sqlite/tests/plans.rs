@@ -1,0 +1,41 @@
+//! How SQLite finds what it is asked for.
+
+use super::*;
+
+#[test]
+fn scans_are_steps_in_an_index() {
+    let bed = Bed::new();
+    let plan = |sql: &str| {
+        bed.store
+            .files
+            .read(Reader::People, |connection, _| {
+                #[derive(diesel::QueryableByName)]
+                struct Step {
+                    #[diesel(sql_type = diesel::sql_types::Text)]
+                    detail: String,
+                }
+                let steps: Vec<Step> = sql_query(format!("EXPLAIN QUERY PLAN {sql}")).load(connection)?;
+                Ok(steps.into_iter().map(|step| step.detail).collect::<Vec<_>>().join("; "))
+            })
+            .unwrap()
+    };
+    let next_lane = plan(waiting::NEXT_LANE);
+    assert!(next_lane.contains("tasks_waiting (queue=? AND (tenant,rank)>(?,?))"), "{next_lane}");
+    let page = plan(waiting::PAGE);
+    assert!(page.contains("rank=? AND (ready_at_us,id)>(?,?) AND (ready_at_us,id)<(?,?)"), "{page}");
+    let list = plan(people::LIST);
+    assert!(list.starts_with("MERGE (UNION ALL)") && !list.contains("TEMP B-TREE"), "{list}");
+    for (sql, index) in [
+        ("SELECT id FROM tasks WHERE wake_at_us <= 5 AND state = 1 ORDER BY wake_at_us", "tasks_waking"),
+        (
+            "SELECT id FROM tasks WHERE expires_at_us <= 5 AND session_id IS NULL ORDER BY expires_at_us",
+            "tasks_expiring",
+        ),
+        ("SELECT id FROM tasks WHERE session_id = x'00' ORDER BY id", "tasks_held"),
+        ("SELECT 1 FROM tasks WHERE queue = 'q' AND wake_at_us IS NOT NULL LIMIT 5", "tasks_scheduled_queue"),
+        ("SELECT 1 FROM tasks WHERE queue = 'q' AND session_id IS NOT NULL LIMIT 5", "tasks_held_queue"),
+    ] {
+        let steps = plan(sql);
+        assert!(steps.contains(&format!("INDEX {index} ")), "{sql}: {steps}");
+    }
+}

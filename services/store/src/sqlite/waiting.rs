@@ -1,0 +1,199 @@
+//! Tasks that wait: lanes, pages of them, and what time does to them.
+
+use std::ops::ControlFlow;
+
+use diesel::prelude::*;
+use millrace_core::{
+    READER_RANGE,
+    id::TaskId,
+    retry::OutcomeKind,
+    task::{Event, State},
+    time::Timestamp,
+};
+use uuid::Uuid;
+
+use super::{
+    failure,
+    moves::{Ending, finish},
+    rows,
+    schema::{Key, tasks},
+    statement::{Statement, sql},
+    values::{good_rows, one_row},
+};
+use crate::types::{LaneKey, LanePage, Outcome, Waiting};
+
+const FIRST_LANE: &str = "SELECT CAST(tenant AS BLOB), rank FROM tasks \
+     WHERE queue = ? AND ready_at_us IS NOT NULL AND typeof(tenant) = 'text' AND typeof(rank) = 'integer' \
+     ORDER BY tenant, rank LIMIT 1";
+
+/// Goes to the first entry after a lane in the index, past all of the lane's own.
+pub(super) const NEXT_LANE: &str = "SELECT CAST(tenant AS BLOB), rank FROM tasks \
+     WHERE queue = ? AND ready_at_us IS NOT NULL AND (tenant, rank) > (CAST(? AS TEXT), ?) \
+         AND typeof(tenant) = 'text' AND typeof(rank) = 'integer' \
+     ORDER BY tenant, rank LIMIT 1";
+
+/// A part of a lane, by its two ends.
+pub(super) const PAGE: &str = "SELECT id, tenant, rank, ready_at_us, expires_at_us, min_reader FROM tasks \
+     WHERE queue = ? AND tenant = ? AND rank = ? AND ready_at_us IS NOT NULL \
+         AND (ready_at_us, id) > (?, ?) AND (ready_at_us, id) <= (?, ?) \
+     ORDER BY ready_at_us, id";
+
+/// A lane by the bytes of its index, which need not be readable.
+#[derive(Debug, Clone)]
+pub(super) struct RawLane {
+    pub(super) tenant: Vec<u8>,
+    pub(super) rank: i64,
+}
+
+/// Visits the lanes of a queue in the order of (tenant, rank), one step in the index each, however many tasks they hold.
+pub(super) fn each_lane(
+    connection: &mut SqliteConnection,
+    queue: &str,
+    after: Option<RawLane>,
+    mut visit: impl FnMut(&mut SqliteConnection, &RawLane) -> failure::Outcome<ControlFlow<()>>,
+) -> failure::Outcome<()> {
+    let mut last = after;
+    loop {
+        let query = match &last {
+            None => sql(FIRST_LANE).text(queue),
+            Some(lane) => sql(NEXT_LANE).text(queue).blob(lane.tenant.as_slice()).integer(lane.rank),
+        };
+        let next =
+            one_row(connection, query, |row| Ok(RawLane { tenant: row.blob("tenant")?, rank: row.integer("rank")? }))?;
+        let Some(lane) = next else { return Ok(()) };
+        if visit(connection, &lane)?.is_break() {
+            return Ok(());
+        }
+        last = Some(lane);
+    }
+}
+
+pub(super) fn lanes(
+    connection: &mut SqliteConnection,
+    queue: &str,
+    after: Option<&LaneKey>,
+    limit: i64,
+) -> failure::Outcome<Vec<LaneKey>> {
+    let limit = usize::try_from(limit).unwrap_or(0);
+    let mut found = Vec::new();
+    if limit == 0 {
+        return Ok(found);
+    }
+    let after = after.map(|lane| RawLane { tenant: lane.tenant.as_bytes().to_vec(), rank: i64::from(lane.rank) });
+    each_lane(connection, queue, after, |_, lane| {
+        // A lane whose name cannot be read is left out.
+        if let (Ok(tenant), Ok(rank)) = (str::from_utf8(&lane.tenant), i32::try_from(lane.rank)) {
+            found.push(LaneKey { tenant: tenant.to_owned(), rank });
+        }
+        Ok(if found.len() == limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(found)
+}
+
+pub(super) fn lane_page(
+    connection: &mut SqliteConnection,
+    now: i64,
+    queue: &str,
+    lane: &LaneKey,
+    after: (Timestamp, TaskId),
+    up_to: Option<(Timestamp, TaskId)>,
+    limit: i64,
+) -> failure::Outcome<LanePage> {
+    let (last_ready, last_id) = up_to.unwrap_or((Timestamp(i64::MAX), TaskId(Uuid::max())));
+    let query = sql(PAGE)
+        .text(queue)
+        .text(lane.tenant.as_str())
+        .integer(i64::from(lane.rank))
+        .integer(after.0.0)
+        .uuid(&after.1.0)
+        .integer(last_ready.0)
+        .uuid(&last_id.0);
+    let page = good_rows(connection, query, limit, rows::waiting)?;
+    Ok(LanePage { rows: page.rows, exhausted: page.exhausted, now: Timestamp(now) })
+}
+
+pub(super) fn wake(
+    connection: &mut SqliteConnection,
+    now: i64,
+    limit: i64,
+) -> failure::Outcome<Vec<(String, Waiting)>> {
+    // A row too new for this build is left alone, and so is one whose reader is not a number: no text is below a number.
+    let query = tasks::table
+        .filter(tasks::wake_at_us.le(now))
+        .filter(tasks::state.eq(State::Scheduled as i16).and(tasks::min_reader.le(READER_RANGE.1)))
+        .order(tasks::wake_at_us)
+        .select((tasks::queue, tasks::id, tasks::tenant, tasks::rank, tasks::expires_at_us, tasks::min_reader));
+    let woken = good_rows(connection, query, limit, |row| {
+        let queue = row.text("queue")?;
+        let waiting = Waiting {
+            id: row.task_id("id")?,
+            tenant: row.text("tenant")?,
+            rank: row.narrow("rank")?,
+            ready_at_us: now,
+            expires_at_us: row.optional_integer("expires_at_us")?,
+            min_reader: row.narrow("min_reader")?,
+        };
+        Ok((queue, waiting))
+    })?
+    .rows;
+    let Ok(state) = State::Scheduled.next(Event::Wake) else { return Ok(Vec::new()) };
+    for (_, waiting) in &woken {
+        diesel::update(tasks::table.filter(tasks::id.eq(Key(waiting.id.0))))
+            .set((tasks::state.eq(state as i16), tasks::wake_at_us.eq(None::<i64>), tasks::ready_at_us.eq(now)))
+            .execute(connection)?;
+    }
+    Ok(woken)
+}
+
+pub(super) fn expire(connection: &mut SqliteConnection, now: i64, limit: i64) -> failure::Outcome<Vec<TaskId>> {
+    let query = tasks::table
+        .filter(tasks::expires_at_us.le(now).and(tasks::session_id.is_null()))
+        .filter(tasks::min_reader.le(READER_RANGE.1))
+        .filter(tasks::state.eq(State::Scheduled as i16).or(tasks::state.eq(State::Queued as i16)))
+        .order(tasks::expires_at_us)
+        .select(tasks::id);
+    let expired = good_rows(connection, query, limit, |row| row.task_id("id"))?.rows;
+    let outcome = never_ran(OutcomeKind::Expired, "waited past its deadline");
+    for &id in &expired {
+        let ending = Ending { state: State::Expired, outcome: &outcome, failures: None, losses: None };
+        finish(connection, now, id, &ending)?;
+    }
+    Ok(expired)
+}
+
+/// The outcome of a task that ended while it waited.
+pub(super) fn never_ran(kind: OutcomeKind, message: &str) -> Outcome {
+    Outcome {
+        kind,
+        exit_code: None,
+        signal: None,
+        message: message.to_owned(),
+        output_tail: Vec::new(),
+        output_bytes: 0,
+        started_at_us: None,
+        ended_at_us: None,
+    }
+}
+
+/// Counts the tasks of a lane up to a position, at most `bound`.
+pub(super) fn count_lane(
+    connection: &mut SqliteConnection,
+    queue: &str,
+    lane: &RawLane,
+    before: Option<(i64, TaskId)>,
+    bound: i64,
+) -> failure::Outcome<i64> {
+    let (ready, id) = before.unwrap_or((i64::MAX, TaskId(Uuid::max())));
+    let count: Statement<'_> = sql("SELECT count(*) FROM (\
+                                        SELECT 1 FROM tasks \
+                                        WHERE queue = ? AND tenant = CAST(? AS TEXT) AND rank = ? \
+                                            AND ready_at_us IS NOT NULL AND (ready_at_us, id) < (?, ?) \
+                                        LIMIT ?)")
+    .text(queue)
+    .blob(lane.tenant.as_slice())
+    .integer(lane.rank)
+    .integer(ready)
+    .uuid(&id.0)
+    .integer(bound);
+    Ok(one_row(connection, count, |row| row.integer("count"))?.unwrap_or_default())
+}

@@ -1,0 +1,344 @@
+//! The figures of a run: `summary.json`, and the table.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use crate::{
+    dispatch::{Dispatch, Latency},
+    life::Lives,
+    memory::{self, Memory},
+    usage::Cores,
+};
+
+/// Where and how it was measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Environment {
+    /// `release` or `debug`.
+    pub(crate) profile: &'static str,
+    /// Whether the run was a quick one.
+    pub(crate) quick: bool,
+    /// What `millrace --version` says.
+    pub(crate) millrace: String,
+    /// CPUs.
+    pub(crate) cores: usize,
+    /// The server's version.
+    pub(crate) postgres: String,
+    /// Of the server, as it shows it.
+    pub(crate) fsync: String,
+    /// Of the server, as it shows it.
+    pub(crate) synchronous_commit: String,
+    /// Further settings of the server that figures depend on.
+    pub(crate) settings: BTreeMap<&'static str, String>,
+    /// Milliseconds of one fdatasync in the temporary folder, where `make bench` keeps the database.
+    pub(crate) fdatasync_ms: f64,
+}
+
+/// What the machine does without the services. Each holds one figure for each pass.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Ceilings {
+    /// Lives a second in the bare shape.
+    pub(crate) bare_per_s: Vec<f64>,
+    /// Lives a second in our schema, with idempotency keys.
+    pub(crate) own_per_s: Vec<f64>,
+    /// The same without.
+    pub(crate) own_without_ids_per_s: Vec<f64>,
+    /// Lives a second by the store crate, with idempotency keys.
+    pub(crate) store_per_s: Vec<f64>,
+    /// Null unary calls a second, 64 in flight.
+    pub(crate) null_unary_per_s: Vec<f64>,
+    /// Milliseconds of a null unary call alone, the median.
+    pub(crate) null_unary_ms: Vec<f64>,
+}
+
+/// Unary submission.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Submit {
+    /// Tasks a second.
+    pub(crate) per_s: f64,
+    /// Half were faster, in milliseconds.
+    pub(crate) p50_ms: f64,
+    /// 99 of 100 were faster.
+    pub(crate) p99_ms: f64,
+    /// Who used the CPU.
+    pub(crate) cores: Vec<Cores>,
+}
+
+/// Everything that was measured; what was not asked for is empty.
+#[derive(Debug)]
+pub(crate) struct Figures {
+    pub(crate) environment: Environment,
+    pub(crate) ceilings: Ceilings,
+    pub(crate) submit: Option<Submit>,
+    pub(crate) submit_without_ids: Option<Submit>,
+    pub(crate) drain: Option<Lives>,
+    pub(crate) life: Option<Lives>,
+    pub(crate) life_without_ids: Option<Lives>,
+    pub(crate) dispatch: Option<Dispatch>,
+    pub(crate) dispatch_agent: Option<Latency>,
+    pub(crate) memory: Vec<Memory>,
+}
+
+/// `summary.json`. Rates are per second; null is what this run did not measure.
+#[derive(Debug, Serialize)]
+pub(crate) struct Summary<'a> {
+    submit_per_s: Option<f64>,
+    submit_ratio_to_null_unary: Option<f64>,
+    submit_without_ids_per_s: Option<f64>,
+    lifecycle_per_s: Option<f64>,
+    lifecycle_without_ids_per_s: Option<f64>,
+    drain_per_s: Option<f64>,
+    batch_submit_per_s: Option<f64>,
+    ceiling_bare_per_s: Option<f64>,
+    ceiling_own_per_s: Option<f64>,
+    ceiling_own_without_ids_per_s: Option<f64>,
+    store_per_s: Option<f64>,
+    null_unary_per_s: Option<f64>,
+    null_unary_ms: Option<f64>,
+    ratio_to_ceiling: Option<f64>,
+    ratio_to_own_ceiling: Option<f64>,
+    dispatch_ms: Option<&'a Latency>,
+    submit_answer_ms: Option<&'a Latency>,
+    dispatch_agent_ms: Option<&'a Latency>,
+    /// Service, then waiting tasks, then MB.
+    rss_mb: BTreeMap<&'static str, BTreeMap<String, f64>>,
+    queue_bytes_per_window_entry: Option<f64>,
+    fsync: &'a str,
+    synchronous_commit: &'a str,
+    cores: usize,
+    profile: &'a str,
+    environment: &'a Environment,
+    passes: &'a Ceilings,
+    submit: [&'a Option<Submit>; 2],
+    lives: [&'a Option<Lives>; 3],
+    memory: &'a [Memory],
+    targets: Vec<Target>,
+}
+
+/// A goal of the project and whether this run reaches it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Target {
+    what: &'static str,
+    goal: String,
+    figure: f64,
+    met: bool,
+}
+
+/// The mean of the passes.
+fn mean(passes: &[f64]) -> Option<f64> {
+    (!passes.is_empty()).then(|| passes.iter().sum::<f64>() / passes.len() as f64)
+}
+
+fn ratio(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
+    Some(part? / whole?)
+}
+
+impl Figures {
+    /// What goes into `summary.json`.
+    pub(crate) fn summary(&self) -> Summary<'_> {
+        let (ceilings, environment) = (&self.ceilings, &self.environment);
+        let life = self.life.as_ref().map(|life| life.per_s);
+        let submit = self.submit.as_ref().map(|submit| submit.per_s);
+        let (bare, own) = (mean(&ceilings.bare_per_s), mean(&ceilings.own_per_s));
+        let null = mean(&ceilings.null_unary_per_s);
+        let mut rss_mb = BTreeMap::new();
+        let of =
+            |pick: fn(&Memory) -> f64| self.memory.iter().map(|one| (one.waiting.to_string(), pick(one))).collect();
+        rss_mb.insert("distributor", of(|one| one.distributor_mb));
+        rss_mb.insert("queue", of(|one| one.queue_mb));
+        Summary {
+            submit_per_s: submit,
+            submit_ratio_to_null_unary: ratio(submit, null),
+            submit_without_ids_per_s: self.submit_without_ids.as_ref().map(|submit| submit.per_s),
+            lifecycle_per_s: life,
+            lifecycle_without_ids_per_s: self.life_without_ids.as_ref().map(|life| life.per_s),
+            drain_per_s: self.drain.as_ref().map(|drain| drain.per_s),
+            batch_submit_per_s: self.drain.as_ref().map(|drain| drain.submit_per_s),
+            ceiling_bare_per_s: bare,
+            ceiling_own_per_s: own,
+            ceiling_own_without_ids_per_s: mean(&ceilings.own_without_ids_per_s),
+            store_per_s: mean(&ceilings.store_per_s),
+            null_unary_per_s: null,
+            null_unary_ms: mean(&ceilings.null_unary_ms),
+            ratio_to_ceiling: ratio(life, bare),
+            ratio_to_own_ceiling: ratio(life, own),
+            dispatch_ms: self.dispatch.as_ref().map(|dispatch| &dispatch.to_spawn),
+            submit_answer_ms: self.dispatch.as_ref().map(|dispatch| &dispatch.to_answer),
+            dispatch_agent_ms: self.dispatch_agent.as_ref(),
+            rss_mb,
+            queue_bytes_per_window_entry: memory::bytes_per_entry(&self.memory),
+            fsync: &environment.fsync,
+            synchronous_commit: &environment.synchronous_commit,
+            cores: environment.cores,
+            profile: environment.profile,
+            environment,
+            passes: ceilings,
+            submit: [&self.submit, &self.submit_without_ids],
+            lives: [&self.drain, &self.life, &self.life_without_ids],
+            memory: &self.memory,
+            targets: self.targets(ratio(submit, null), ratio(life, bare)),
+        }
+    }
+
+    fn targets(&self, submit: Option<f64>, life: Option<f64>) -> Vec<Target> {
+        let at_least = |what, goal: f64, figure: Option<f64>| {
+            figure.map(|figure| Target { what, goal: format!("≥ {goal}"), figure, met: figure >= goal })
+        };
+        let at_most = |what, goal: f64, unit: &str, figure: Option<f64>| {
+            figure.map(|figure| Target { what, goal: format!("≤ {goal} {unit}"), figure, met: figure <= goal })
+        };
+        let spawn = self.dispatch.as_ref().map(|dispatch| &dispatch.to_spawn);
+        let targets = [
+            at_least("life", 0.5, life),
+            at_least("submit", 0.35, submit),
+            at_most("p50", 2.0, "ms", spawn.map(|spawn| spawn.p50)),
+            at_most("p99", 5.0, "ms", spawn.map(|spawn| spawn.p99)),
+            at_most("window", 200.0, "bytes", memory::bytes_per_entry(&self.memory)),
+        ];
+        targets.into_iter().flatten().collect()
+    }
+
+    /// The table for people.
+    pub(crate) fn table(&self) -> String {
+        let summary = self.summary();
+        let mut rows = Rows::new(summary.targets.clone());
+        rows.rate("PostgreSQL, bare shape: the ceiling", summary.ceiling_bare_per_s, "tasks/s", "");
+        let to_bare = |figure| of(ratio(figure, summary.ceiling_bare_per_s), "of the ceiling");
+        let own = summary.ceiling_own_per_s;
+        rows.rate("PostgreSQL, own schema", own, "tasks/s", &to_bare(own));
+        let without = summary.ceiling_own_without_ids_per_s;
+        rows.rate("  without request ids", without, "tasks/s", &to_bare(without));
+        rows.rate("store crate alone", summary.store_per_s, "tasks/s", &to_bare(summary.store_per_s));
+        rows.rate("null unary, 64 in flight", summary.null_unary_per_s, "calls/s", "");
+        rows.millis("null unary, alone", summary.null_unary_ms, "");
+        let to_null = |figure| of(ratio(figure, summary.null_unary_per_s), "of null unary");
+        rows.goal("submit").rate(
+            "SubmitTask, 64 in flight",
+            summary.submit_per_s,
+            "tasks/s",
+            &to_null(summary.submit_per_s),
+        );
+        let without = summary.submit_without_ids_per_s;
+        rows.rate("  without request ids", without, "tasks/s", &to_null(without));
+        rows.rate("BatchSubmitTasks of 500", summary.batch_submit_per_s, "tasks/s", "");
+        rows.rate("drain of a backlog", summary.drain_per_s, "tasks/s", &to_bare(summary.drain_per_s));
+        let life = summary.lifecycle_per_s;
+        rows.goal("life").rate("whole life", life, "tasks/s", &to_bare(life));
+        rows.rate("  to the own ceiling", life, "tasks/s", &of(summary.ratio_to_own_ceiling, "of own schema"));
+        let without = summary.lifecycle_without_ids_per_s;
+        rows.rate("  without request ids", without, "tasks/s", &to_bare(without));
+        let spawn = summary.dispatch_ms;
+        rows.goal("p50").millis("submit call to spawn, 200/s, p50", spawn.map(|spawn| spawn.p50), "");
+        rows.goal("p99").millis("submit call to spawn, 200/s, p99", spawn.map(|spawn| spawn.p99), "");
+        rows.millis("  submit call to answer, p50", summary.submit_answer_ms.map(|answer| answer.p50), "");
+        let agent = summary.dispatch_agent_ms;
+        rows.millis("  by the agent, before its spawn, p50", agent.map(|agent| agent.p50), "");
+        rows.millis("  by the agent, before its spawn, p99", agent.map(|agent| agent.p99), "");
+        for one in &self.memory {
+            let window = format!("window {} of {}", one.window, one.window_capacity);
+            rows.plain(
+                &format!("memory, {} waiting: distributor", one.waiting),
+                format!("{:.1} MB", one.distributor_mb),
+                "",
+            );
+            rows.plain(&format!("memory, {} waiting: queue", one.waiting), format!("{:.1} MB", one.queue_mb), &window);
+        }
+        if let Some(bytes) = summary.queue_bytes_per_window_entry {
+            rows.goal("window").plain("  queue, for each entry of the window", format!("{bytes:.0} bytes"), "");
+        }
+        if let Some(column) = rows.table.column_mut(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        format!("{}\n\n{}\n\n{}", text(&rows.table), text(&self.cores()), self.conditions())
+    }
+
+    /// Who used the CPU, for those who look for the time.
+    fn cores(&self) -> Table {
+        let parts = [
+            ("SubmitTask", self.submit.as_ref().map(|one| &one.cores)),
+            ("drain", self.drain.as_ref().map(|one| &one.cores)),
+            ("whole life", self.life.as_ref().map(|one| &one.cores)),
+        ];
+        let mut table = new_table();
+        let names = parts.iter().find_map(|(_, cores)| *cores);
+        let names = names.into_iter().flatten().map(|one| one.process.to_uppercase());
+        table.set_header(std::iter::once("CORES USED".to_owned()).chain(names));
+        for (name, cores) in parts {
+            let Some(cores) = cores else { continue };
+            let used = cores.iter().map(|one| format!("{:.2}", one.cores));
+            table.add_row(std::iter::once(name.to_owned()).chain(used));
+        }
+        table
+    }
+
+    fn conditions(&self) -> String {
+        let Environment { profile, millrace, cores, postgres, fsync, synchronous_commit, fdatasync_ms, .. } =
+            &self.environment;
+        format!(
+            "{millrace}, {profile} build, {cores} cores; PostgreSQL {postgres}, fsync {fsync}, synchronous_commit \
+             {synchronous_commit}, fdatasync {fdatasync_ms:.2} ms"
+        )
+    }
+}
+
+fn of(ratio: Option<f64>, whole: &str) -> String {
+    ratio.map(|ratio| format!("{ratio:.2} {whole}")).unwrap_or_default()
+}
+
+fn new_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).force_no_tty();
+    table
+}
+
+/// The table as text, flush with the left margin and without blanks at the ends of lines.
+fn text(table: &Table) -> String {
+    let lines = table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Rows of the table; what was not measured gives none.
+struct Rows {
+    table: Table,
+    targets: Vec<Target>,
+    goal: Option<&'static str>,
+}
+
+impl Rows {
+    fn new(targets: Vec<Target>) -> Self {
+        let mut table = new_table();
+        table.set_header(["WHAT", "FIGURE", "RATIO", "TARGET", "MET"]);
+        Self { table, targets, goal: None }
+    }
+
+    /// The next row is about this goal.
+    fn goal(&mut self, goal: &'static str) -> &mut Self {
+        self.goal = Some(goal);
+        self
+    }
+
+    fn rate(&mut self, what: &str, per_s: Option<f64>, unit: &str, ratio: &str) {
+        match per_s {
+            Some(per_s) => self.plain(what, format!("{per_s:.0} {unit}"), ratio),
+            None => self.goal = None,
+        }
+    }
+
+    fn millis(&mut self, what: &str, millis: Option<f64>, ratio: &str) {
+        match millis {
+            Some(millis) => self.plain(what, format!("{millis:.2} ms"), ratio),
+            None => self.goal = None,
+        }
+    }
+
+    fn plain(&mut self, what: &str, figure: String, ratio: &str) {
+        let goal = self.goal.take();
+        let target = self.targets.iter().find(|target| Some(target.what) == goal);
+        let (goal, met) = match target {
+            Some(target) => (target.goal.clone(), if target.met { "yes" } else { "no" }),
+            None => (String::new(), ""),
+        };
+        self.table.add_row([what.to_owned(), figure, ratio.to_owned(), goal, met.to_owned()]);
+    }
+}

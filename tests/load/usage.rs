@@ -1,0 +1,116 @@
+//! What processes use of the machine, by /proc.
+
+use std::{fs, time::Instant};
+
+use anyhow::{Context, Result};
+
+/// Ticks of the kernel's clock in which /proc counts CPU time; 100 a second on every Linux that we run on.
+const TICKS_PER_S: f64 = 100.0;
+
+/// Memory of a process in MB of 1,000,000 bytes.
+pub(crate) fn rss_mb(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid} is gone"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in /proc")?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().context("VmRSS is no number")?;
+    Ok(kib * 1024.0 / 1e6)
+}
+
+/// A process, or a process with its children, whose CPU time is of interest.
+#[derive(Debug, Clone)]
+pub(crate) struct Watched {
+    /// What it is, in tables.
+    pub(crate) name: &'static str,
+    /// Its id.
+    pub(crate) pid: u32,
+    /// Whether its children, ended ones included, count as well.
+    pub(crate) with_children: bool,
+}
+
+/// CPU time of several processes at one moment.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    at: Instant,
+    seconds: Vec<f64>,
+}
+
+/// CPU that a process used on average, in cores.
+#[derive(Debug, Clone, serde::Serialize)]
+pub(crate) struct Cores {
+    /// What it is.
+    pub(crate) process: &'static str,
+    /// Its share, 1 being one core all the time.
+    pub(crate) cores: f64,
+}
+
+/// Reads the CPU times now.
+pub(crate) fn snapshot(watched: &[Watched]) -> Snapshot {
+    Snapshot { at: Instant::now(), seconds: watched.iter().map(seconds).collect() }
+}
+
+/// What was used since the snapshot, in cores.
+pub(crate) fn since(watched: &[Watched], before: &Snapshot) -> Vec<Cores> {
+    let wall = before.at.elapsed().as_secs_f64();
+    let now = watched.iter().map(seconds);
+    let used = watched.iter().zip(now).zip(&before.seconds);
+    used.map(|((one, now), before)| Cores { process: one.name, cores: (now - before).max(0.0) / wall }).collect()
+}
+
+fn seconds(watched: &Watched) -> f64 {
+    let own = stat(watched.pid).map_or(0, |stat| match watched.with_children {
+        true => stat.own + stat.ended_children,
+        false => stat.own,
+    });
+    let children = match watched.with_children {
+        true => children(watched.pid),
+        false => 0,
+    };
+    (own + children) as f64 / TICKS_PER_S
+}
+
+/// CPU time of the living children in ticks.
+fn children(parent: u32) -> u64 {
+    let Ok(entries) = fs::read_dir("/proc") else { return 0 };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(stat).filter(|stat| stat.parent == parent).map(|stat| stat.own + stat.ended_children).sum()
+}
+
+/// The parent of a process.
+pub(crate) fn parent_of(pid: u32) -> Option<u32> {
+    stat(pid).map(|stat| stat.parent)
+}
+
+struct Stat {
+    parent: u32,
+    own: u64,
+    ended_children: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Reads a line of /proc/PID/stat; the name in it is in parentheses and may hold any character.
+fn parse_stat(line: &str) -> Option<Stat> {
+    let fields: Vec<&str> = line.rsplit_once(')')?.1.split_whitespace().collect();
+    // proc(5) counts from 1 and these begin with its third field.
+    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    Some(Stat {
+        parent: u32::try_from(number(4)?).ok()?,
+        own: number(14)? + number(15)?,
+        ended_children: number(16)? + number(17)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stat_line_is_read_behind_the_name() {
+        let line = "42 (a (b) c) S 7 42 42 0 -1 4194304 1 2 3 4 100 20 3 4 20 0 1 0 5 6 7";
+        let stat = parse_stat(line).unwrap();
+        assert_eq!((stat.parent, stat.own, stat.ended_children), (7, 120, 7));
+        assert!(rss_mb(std::process::id()).unwrap() > 0.1);
+        assert!(parse_stat("nonsense").is_none());
+    }
+}

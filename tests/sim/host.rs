@@ -1,0 +1,402 @@
+//! A host of matchers, in a queue service or a distributor: which queues are its own, and the exchange streams of those
+//! whom it serves. Mirrors `services/queue/src/host`; one queue's part is in `matching`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use millrace_core::{
+    READER_RANGE,
+    id::MemberId,
+    matcher::Connection,
+    time::{Timestamp, micros},
+};
+use millrace_store::{MemberKind, MemberRow, OwnerRow, QueueRow};
+
+use crate::{
+    database::EPOCH_US,
+    loops::MEMBER_TTL_MS,
+    matching::{self, Matching},
+    message::{Ended, Message},
+    net::{CALLEE, StreamId},
+    policy::{Policy, Seen, Stance},
+    world::{Pid, Role, World},
+};
+
+/// How long an ownership outlives its last renewal, in served time.
+const LEASE_TTL_MS: i64 = 5_000;
+
+pub struct Host {
+    pub member: MemberId,
+    kind: MemberKind,
+    place: usize,
+    policy: Policy,
+    holding_back: bool,
+    leaving: bool,
+    pub owned: BTreeMap<String, Matching>,
+    /// Open streams, with the queues whose matcher knows each, by the matcher's number.
+    streams: BTreeMap<StreamId, BTreeMap<String, u64>>,
+    number: u64,
+    unreleased: BTreeSet<String>,
+    /// Raised by each pause that comes through this process.
+    pauses: u64,
+    in_round: bool,
+    again: bool,
+    /// The database's time at the beginning of the world, as the last tick told.
+    database_us: i64,
+}
+
+impl Host {
+    pub fn new(world: &mut World, member: MemberId, kind: MemberKind, place: usize) -> Self {
+        // Until the first tick it goes by its own clock, which may be off.
+        let skew = world.span(Duration::ZERO, Duration::from_secs(4));
+        Self {
+            member,
+            kind,
+            place,
+            policy: Policy::new(kind),
+            holding_back: false,
+            leaving: false,
+            owned: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            number: 0,
+            unreleased: BTreeSet::new(),
+            pauses: 0,
+            in_round: false,
+            again: false,
+            database_us: EPOCH_US + 2_000_000 - micros(skew),
+        }
+    }
+
+    /// The database's time, as far as it is known here.
+    pub fn wall(&self, now: Duration) -> Timestamp {
+        Timestamp(self.database_us + micros(now))
+    }
+}
+
+/// Starts a queue service in a place.
+pub fn start(world: &mut World, index: usize) {
+    let member = MemberId(world.uuid());
+    let host = Host::new(world, member, MemberKind::Queue, index);
+    world.processes[index].role = Role::Owner(Box::new(host));
+    let pid = Pid { index, life: world.processes[index].life };
+    start_loops(world, pid);
+    world.every(pid, Duration::from_secs(1), "queue membership", membership);
+    world.every(pid, Duration::from_secs(1), "pauses", |world, pid| {
+        world.call(pid, "lift pauses", |db| db.lift_pauses(), move |world, lifted| {
+            if lifted.is_ok_and(|lifted| !lifted.is_empty()) {
+                round(world, pid);
+            }
+        });
+    });
+    world.every(pid, Duration::from_secs(1), "drains", |world, pid| {
+        world.call(pid, "drain queues", |db| db.store().drain_queues(3), |_, _| {});
+    });
+}
+
+/// Starts what every host runs.
+pub fn start_loops(world: &mut World, pid: Pid) {
+    world.every(pid, Duration::from_millis(450), "tick", |world, pid| {
+        world.call(pid, "tick", |db| db.tick(), move |world, tick| {
+            let now = world.now;
+            if let (Ok(tick), Some(host)) = (tick, world.host(pid)) {
+                host.database_us = tick.now.0 - micros(now);
+            }
+        });
+    });
+    world.every(pid, Duration::from_secs(1), "ownership", round);
+    world.every(pid, Duration::from_millis(250), "matchers", |world, pid| {
+        let queues: Vec<String> = world.host(pid).map(|host| host.owned.keys().cloned().collect()).unwrap_or_default();
+        for queue in queues {
+            matching::maintain(world, pid, &queue);
+        }
+    });
+}
+
+fn membership(world: &mut World, pid: Pid) {
+    let Some(host) = world.host(pid) else { return };
+    let row = MemberRow {
+        id: host.member,
+        kind: MemberKind::Queue,
+        endpoint: host.place.to_string(),
+        build: String::new(),
+        readers: READER_RANGE,
+        seen_at_us: 0,
+    };
+    match host.holding_back {
+        true => world.call(pid, "leave", move |db| db.store().remove_member(row.id), |_, _| {}),
+        false => world.call(pid, "membership", move |db| db.store().renew_member(&row, MEMBER_TTL_MS), |_, _| {}),
+    }
+}
+
+// ── Ownership (R5) ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+type Snapshot = (Vec<MemberRow>, Vec<OwnerRow>, Vec<QueueRow>);
+
+/// One round: releases, renews, looks, decides. A failure ends the round and changes nothing more.
+pub fn round(world: &mut World, pid: Pid) {
+    let Some(host) = world.host(pid) else { return };
+    if host.leaving {
+        return;
+    }
+    if std::mem::replace(&mut host.in_round, true) {
+        host.again = true;
+        return;
+    }
+    let (member, pauses) = (host.member, host.pauses);
+    let unreleased: Vec<String> = host.unreleased.iter().cloned().collect();
+    let leases: Vec<(String, i64)> = host.owned.iter().map(|(queue, owned)| (queue.clone(), owned.epoch)).collect();
+    world.call(
+        pid,
+        "renew queues",
+        move |db| {
+            if !unreleased.is_empty() {
+                db.store().release_queues(member, &unreleased)?;
+            }
+            let lost = match leases.is_empty() {
+                true => Vec::new(),
+                false => db.store().renew_queues(member, &leases, LEASE_TTL_MS)?,
+            };
+            Ok((unreleased.clone(), lost))
+        },
+        move |world, renewed| {
+            let (Ok((released, lost)), Some(host)) = (renewed, world.host(pid)) else { return finish(world, pid) };
+            host.unreleased.retain(|queue| !released.contains(queue));
+            drop_matchers(world, pid, &lost);
+            let read = |db: &mut crate::database::Database| -> Result<Snapshot, _> {
+                Ok((db.store().members()?, db.store().owners()?, db.store().routing()?.queues))
+            };
+            world.call(pid, "ownership", read, move |world, snapshot| match snapshot {
+                Ok(snapshot) => decide(world, pid, snapshot, pauses),
+                Err(_) => finish(world, pid),
+            });
+        },
+    );
+}
+
+fn finish(world: &mut World, pid: Pid) {
+    let Some(host) = world.host(pid) else { return };
+    host.in_round = false;
+    if std::mem::take(&mut host.again) {
+        round(world, pid);
+    }
+}
+
+fn decide(world: &mut World, pid: Pid, (members, owners, queues): Snapshot, pauses: u64) {
+    let now = world.now;
+    let Some(host) = world.host(pid) else { return };
+    let lives = |kind| members.iter().any(|member| member.kind == kind);
+    let seen = Seen {
+        queue_service: lives(MemberKind::Queue),
+        distributor: lives(MemberKind::Distributor),
+        streams: host.streams.len(),
+        owns: !host.owned.is_empty(),
+    };
+    let stance = host.policy.next(now, seen);
+    host.holding_back = stance == Stance::HoldBack;
+    match stance {
+        Stance::GiveUp | Stance::HoldBack => {
+            let all: Vec<String> = host.owned.keys().cloned().collect();
+            give_up(world, pid, &all);
+            finish(world, pid);
+        }
+        Stance::Keep => {
+            apply(world, pid, &queues, pauses);
+            finish(world, pid);
+        }
+        Stance::Take => {
+            apply(world, pid, &queues, pauses);
+            take(world, pid, &owners, queues);
+        }
+    }
+}
+
+/// Follows the rows of the queues that are ours: their pauses, another epoch in the gate, their deletion.
+fn apply(world: &mut World, pid: Pid, queues: &[QueueRow], pauses: u64) {
+    let Some(host) = world.host(pid) else { return };
+    let overtaken = host.pauses != pauses;
+    host.again |= overtaken;
+    let (mut gone, mut set) = (Vec::new(), Vec::new());
+    for (queue, owned) in &mut host.owned {
+        match queues.iter().find(|row| row.name == *queue) {
+            Some(row) if row.epoch == owned.epoch => {
+                if !overtaken {
+                    owned.matcher.set_paused(row.pause.is_some());
+                    set.push(queue.clone());
+                }
+            }
+            _ => gone.push(queue.clone()),
+        }
+    }
+    drop_matchers(world, pid, &gone);
+    for queue in set {
+        matching::work(world, pid, &queue);
+    }
+}
+
+/// Takes the queues that nobody owns, and those that are ours by a call whose answer was lost.
+fn take(world: &mut World, pid: Pid, owners: &[OwnerRow], mut queues: Vec<QueueRow>) {
+    let Some(host) = world.host(pid) else { return };
+    let member = host.member;
+    let owner = |queue: &str| {
+        owners.iter().find(|row| row.queue == queue).and_then(|row| row.owner.as_ref()).map(|(owner, _)| *owner)
+    };
+    queues.retain(|row| {
+        owner(&row.name).is_none_or(|owner| owner == member) && !host.owned.contains_key(&row.name)
+    });
+    take_next(world, pid, queues);
+}
+
+fn take_next(world: &mut World, pid: Pid, mut queues: Vec<QueueRow>) {
+    let (Some(row), Some(host)) = (queues.pop(), world.host(pid)) else { return finish(world, pid) };
+    let (member, endpoint, queue) = (host.member, host.place.to_string(), row.name.clone());
+    world.call(
+        pid,
+        "own queue",
+        move |db| db.own_queue(&queue, member, &endpoint, LEASE_TTL_MS),
+        move |world, epoch| {
+            if let Ok(Some(epoch)) = epoch {
+                start_matcher(world, pid, &row, epoch);
+            }
+            take_next(world, pid, queues);
+        },
+    );
+}
+
+fn start_matcher(world: &mut World, pid: Pid, row: &QueueRow, epoch: i64) {
+    let limits = world.config.limits;
+    let Some(host) = world.host(pid) else { return };
+    host.number += 1;
+    let matching = Matching::new(limits, epoch, host.number, row.pause.is_some());
+    host.owned.insert(row.name.clone(), matching);
+    announce(world, pid);
+    matching::work(world, pid, &row.name);
+}
+
+fn give_up(world: &mut World, pid: Pid, queues: &[String]) {
+    drop_matchers(world, pid, queues);
+    let Some(host) = world.host(pid) else { return };
+    host.unreleased.extend(queues.iter().cloned());
+    let (member, queues): (_, Vec<String>) = (host.member, host.unreleased.iter().cloned().collect());
+    if queues.is_empty() {
+        return;
+    }
+    world.call(
+        pid,
+        "release queues",
+        move |db| db.store().release_queues(member, &queues).map(|()| queues.clone()),
+        move |world, released| {
+            if let (Ok(released), Some(host)) = (released, world.host(pid)) {
+                host.unreleased.retain(|queue| !released.contains(queue));
+            }
+        },
+    );
+}
+
+fn drop_matchers(world: &mut World, pid: Pid, queues: &[String]) {
+    let Some(host) = world.host(pid) else { return };
+    let before = host.owned.len();
+    host.owned.retain(|queue, _| !queues.contains(queue));
+    if host.owned.len() != before {
+        announce(world, pid);
+    }
+}
+
+/// Gives everything up because the process stops.
+pub fn leave(world: &mut World, pid: Pid) {
+    let Some(host) = world.host(pid) else { return };
+    host.leaving = true;
+    let all: Vec<String> = host.owned.keys().cloned().collect();
+    give_up(world, pid, &all);
+}
+
+/// The queue has been paused or resumed through this process.
+pub fn set_paused(world: &mut World, pid: Pid, queue: &str, paused: bool) {
+    let Some(host) = world.host(pid) else { return };
+    host.pauses += 1;
+    if let Some(owned) = host.owned.get_mut(queue) {
+        owned.matcher.set_paused(paused);
+    }
+    round(world, pid);
+}
+
+// ── Streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// A message from a distributor.
+pub fn received(world: &mut World, pid: Pid, stream: StreamId, message: Message) {
+    let Some(host) = world.host(pid) else { return };
+    let queue = match message {
+        Message::ExchangeHello => {
+            if host.leaving || (host.kind == MemberKind::Distributor && host.owned.is_empty()) {
+                return world.end(stream, CALLEE, Ended::Unavailable);
+            }
+            host.streams.insert(stream, BTreeMap::new());
+            return announce(world, pid);
+        }
+        Message::Offers { queue, offers } => {
+            if let Some(matching) = opened(host, stream, &queue) {
+                matching.offers(offers);
+            }
+            vec![queue]
+        }
+        Message::Demands(demands) => {
+            for demand in &demands {
+                if let Some(matching) = opened(host, stream, &demand.queue) {
+                    matching.demand(stream, demand);
+                }
+            }
+            demands.into_iter().map(|demand| demand.queue).collect()
+        }
+        Message::Answers { queue, answers } => {
+            let refused = opened(host, stream, &queue).is_some_and(|matching| matching.answers(stream, answers));
+            if refused {
+                round(world, pid);
+            }
+            vec![queue]
+        }
+        other => return world.violation(format!("an owner received {other:?}")),
+    };
+    for queue in queue {
+        matching::work(world, pid, &queue);
+    }
+}
+
+/// The matcher of a queue, if it is ours and knows the stream.
+fn opened<'a>(host: &'a mut Host, stream: StreamId, queue: &str) -> Option<&'a mut Matching> {
+    let number = host.streams.get(&stream)?.get(queue)?;
+    host.owned.get_mut(queue).filter(|matching| matching.number == *number)
+}
+
+/// Makes every stream known to the matchers that are ours, then tells its distributor which they are.
+fn announce(world: &mut World, pid: Pid) {
+    let Some(host) = world.host(pid) else { return };
+    let ownership: Vec<(String, i64)> = host.owned.iter().map(|(queue, owned)| (queue.clone(), owned.epoch)).collect();
+    for (stream, opened) in &mut host.streams {
+        for (queue, owned) in &mut host.owned {
+            if opened.insert(queue.clone(), owned.number) != Some(owned.number) {
+                owned.matcher.open(Connection(stream.0), READER_RANGE.1);
+            }
+        }
+        opened.retain(|queue, number| host.owned.get(queue).is_some_and(|owned| owned.number == *number));
+    }
+    let streams: Vec<StreamId> = host.streams.keys().copied().collect();
+    for stream in streams {
+        world.send(stream, CALLEE, Message::Ownership(ownership.clone()));
+    }
+}
+
+/// The stream is over: its demand goes, and its matches return.
+pub fn closed(world: &mut World, pid: Pid, stream: StreamId) {
+    let leaks = world.mutant == Some(crate::mutant::Mutant::MatchesLeak);
+    let Some(host) = world.host(pid) else { return };
+    let Some(opened) = host.streams.remove(&stream) else { return };
+    for queue in opened.into_keys() {
+        if let Some(owned) = world.host(pid).and_then(|host| host.owned.get_mut(&queue))
+            && !leaks
+        {
+            owned.matcher.close(Connection(stream.0));
+        }
+        matching::work(world, pid, &queue);
+    }
+}

@@ -1,0 +1,64 @@
+//! Bugs that can be planted in a world, to prove that the simulation finds them.
+
+/// A planted bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// R5: a claim is taken whatever the epoch of its match.
+    EpochIsNotChecked,
+    /// R2: a claim is taken whatever the session's generation.
+    GenerationIsNotChecked,
+    /// R2: a report ends whichever attempt the task is in.
+    StaleCompletionCounts,
+    /// A pause stops the matcher only.
+    PauseIsNotInTheGate,
+    /// R7: served time counts what passed while nobody ticked.
+    DowntimeAgesLeases,
+    /// R6: a grant is added to what is left of the one before.
+    CreditsAdd,
+    /// R6: a match without an answer stays away from its window.
+    MatchesLeak,
+    /// R6: the numbers of one exchange stream are used on the next.
+    DemandNumbersLive,
+    /// R3: feeds do not go back for rows that appear late.
+    FeedsDoNotOverlap,
+    /// R3: nothing reads a lane again.
+    NothingIsSwept,
+    /// R8: a claim whose outcome is unknown is repeated with a new token.
+    ClaimsAreRepeatedAnew,
+    /// R8: a submission whose outcome is unknown is repeated with a new id.
+    SubmissionsAreRepeatedAnew,
+    /// A submission is acknowledged when its commit fails as well.
+    AcknowledgedBeforeTheCommit,
+    /// R1: nobody compares which attempts are held.
+    ListsAreNotCompared,
+    /// R1: an assignment is sent once.
+    NothingIsSentAgain,
+    /// R2: what sessions that are over hold stays with them.
+    OrphansAreLeft,
+    /// R16: an exclusive attempt runs on when its lease cannot be renewed.
+    ExclusiveRunsOn,
+    /// An orchestrator takes an assignment that it knows for a new one.
+    RepeatsAreRun,
+}
+
+/// Every one.
+pub const MUTANTS: [Mutant; 18] = [
+    Mutant::EpochIsNotChecked,
+    Mutant::GenerationIsNotChecked,
+    Mutant::StaleCompletionCounts,
+    Mutant::PauseIsNotInTheGate,
+    Mutant::DowntimeAgesLeases,
+    Mutant::CreditsAdd,
+    Mutant::MatchesLeak,
+    Mutant::DemandNumbersLive,
+    Mutant::FeedsDoNotOverlap,
+    Mutant::NothingIsSwept,
+    Mutant::ClaimsAreRepeatedAnew,
+    Mutant::SubmissionsAreRepeatedAnew,
+    Mutant::AcknowledgedBeforeTheCommit,
+    Mutant::ListsAreNotCompared,
+    Mutant::NothingIsSentAgain,
+    Mutant::OrphansAreLeft,
+    Mutant::ExclusiveRunsOn,
+    Mutant::RepeatsAreRun,
+];

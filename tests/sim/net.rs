@@ -1,0 +1,158 @@
+//! Streams between processes: in order, with random delays, and cut at random; each end notices a cut in its own time.
+
+use std::time::Duration;
+
+use crate::{
+    host, links,
+    message::{Ended, Message},
+    orchestrator, replica,
+    world::{Pid, Target, World},
+};
+
+/// One stream; the number is never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StreamId(pub u64);
+
+/// The ends: who called, and who was called.
+pub const CALLER: usize = 0;
+pub const CALLEE: usize = 1;
+
+/// What a stream is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// From an orchestrator to a distributor.
+    Session,
+    /// From a distributor to the owner of queues.
+    Exchange,
+}
+
+struct Stream {
+    kind: Kind,
+    ends: [Pid; 2],
+    cut: bool,
+    /// The end has left, or has noticed that the stream is over.
+    closed: [bool; 2],
+    /// When the last message under way to each end arrives.
+    arrives: [Duration; 2],
+}
+
+/// Every stream, and which places cannot reach each other at present.
+#[derive(Default)]
+pub struct Net {
+    streams: Vec<Stream>,
+    pub blocked: Vec<(usize, usize)>,
+}
+
+impl Net {
+    fn is_blocked(&self, one: usize, other: usize) -> bool {
+        self.blocked.contains(&(one, other)) || self.blocked.contains(&(other, one))
+    }
+
+    /// Streams that are neither cut nor over.
+    pub fn open(&self) -> Vec<StreamId> {
+        let open = |stream: &Stream| !stream.cut && stream.closed == [false; 2];
+        (0..self.streams.len()).filter(|&index| open(&self.streams[index])).map(|index| StreamId(index as u64)).collect()
+    }
+}
+
+impl World {
+    /// Opens a stream with its first message. One that cannot be opened ends for the caller after a while.
+    pub fn connect(&mut self, kind: Kind, from: Pid, to: usize, first: Message) -> StreamId {
+        let id = StreamId(self.net.streams.len() as u64);
+        let there = self.pid(to);
+        let ends = [from, there.unwrap_or(Pid { index: to, life: u64::MAX })];
+        let stream = Stream { kind, ends, cut: false, closed: [false; 2], arrives: [Duration::ZERO; 2] };
+        self.net.streams.push(stream);
+        if there.is_none() {
+            self.cut(id);
+        }
+        self.send(id, CALLER, first);
+        id
+    }
+
+    /// Sends a message from one end. It is lost when the stream is cut, or will be before it arrives.
+    pub fn send(&mut self, id: StreamId, from: usize, message: Message) {
+        let stream = &self.net.streams[id.0 as usize];
+        if stream.cut || stream.closed[from] {
+            return;
+        }
+        if self.net.is_blocked(stream.ends[0].index, stream.ends[1].index) {
+            self.cut(id);
+            return;
+        }
+        let to = 1 - from;
+        let delay = self.latency();
+        let stream = &mut self.net.streams[id.0 as usize];
+        let at = stream.arrives[to].max(self.now + delay);
+        stream.arrives[to] = at;
+        let target = Target::Process(stream.ends[to]);
+        self.after(at - self.now, target, "message", move |world| deliver(world, id, to, message));
+    }
+
+    /// One end ends the stream: what it has sent still arrives, then the other end hears of it.
+    pub fn end(&mut self, id: StreamId, from: usize, how: Ended) {
+        self.send(id, from, Message::End(how));
+        self.net.streams[id.0 as usize].closed[from] = true;
+    }
+
+    /// Cuts the stream: what is under way is lost, and each end notices in its own time.
+    pub fn cut(&mut self, id: StreamId) {
+        let stream = &mut self.net.streams[id.0 as usize];
+        if std::mem::replace(&mut stream.cut, true) {
+            return;
+        }
+        let ends = stream.ends;
+        for (end, pid) in ends.into_iter().enumerate() {
+            let soon = self.chance(0.6);
+            let most = if soon { Duration::from_millis(20) } else { self.config.unnoticed };
+            let delay = self.span(Duration::ZERO, most);
+            self.after(delay, Target::Process(pid), "cut noticed", move |world| close(world, id, end, Ended::Silent));
+        }
+    }
+
+    /// Cuts every stream of a place: its process is gone, or cannot be reached.
+    pub fn cut_all(&mut self, concerns: impl Fn(usize, usize) -> bool) {
+        for id in self.net.open() {
+            let [one, other] = self.net.streams[id.0 as usize].ends;
+            if concerns(one.index, other.index) {
+                self.cut(id);
+            }
+        }
+    }
+
+    /// Whether this end of the stream is still there.
+    pub fn is_open(&self, id: StreamId, end: usize) -> bool {
+        !self.net.streams[id.0 as usize].closed[end]
+    }
+}
+
+fn deliver(world: &mut World, id: StreamId, to: usize, message: Message) {
+    let stream = &world.net.streams[id.0 as usize];
+    if stream.cut || stream.closed[to] {
+        return;
+    }
+    let (kind, pid) = (stream.kind, stream.ends[to]);
+    world.note(|| format!("{pid:?} receives on {}: {message:?}", id.0));
+    match (kind, to, message) {
+        (_, _, Message::End(how)) => close(world, id, to, how),
+        (Kind::Session, CALLER, message) => orchestrator::received(world, pid, id, message),
+        (Kind::Session, _, message) => replica::received(world, pid, id, message),
+        (Kind::Exchange, CALLER, message) => links::received(world, pid, id, message),
+        (Kind::Exchange, _, message) => host::received(world, pid, id, message),
+    }
+}
+
+fn close(world: &mut World, id: StreamId, end: usize, how: Ended) {
+    let stream = &mut world.net.streams[id.0 as usize];
+    if std::mem::replace(&mut stream.closed[end], true) {
+        return;
+    }
+    let (kind, pid) = (stream.kind, stream.ends[end]);
+    world.note(|| format!("{pid:?} sees stream {} end: {how:?}", id.0));
+    match (kind, end) {
+        (Kind::Session, CALLER) => orchestrator::closed(world, pid, id, how),
+        (Kind::Session, _) => replica::closed(world, pid, id),
+        (Kind::Exchange, CALLER) => links::closed(world, pid, id),
+        (Kind::Exchange, _) => host::closed(world, pid, id),
+    }
+}

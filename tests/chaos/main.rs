@@ -24,7 +24,7 @@ use millrace_tests::{
     net, postgres,
     suite::{Process, Suite},
 };
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use tonic::Code;
 
 /// Outcomes after which another attempt is due: lost, handed back.

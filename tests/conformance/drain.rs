@@ -1,7 +1,8 @@
 //! Deleting queues, and moving what waits in them.
 
-use millrace_core::{route::Route, task::State};
-use millrace_store::{Claimed, DeleteMode, DeleteResult};
+use millrace_core::{id::TaskId, route::Route, task::State, time::Timestamp};
+use millrace_store::{Claimed, DeleteMode, DeleteResult, LaneKey};
+use uuid::Uuid;
 
 use crate::world::{DEFAULT, World, audit, hours, member, queue_row, request, secs, sorted};
 
@@ -129,6 +130,29 @@ pub(crate) fn r3_moved_tasks_join_at_the_time_of_the_move(world: &World) {
     assert!(ready_at_us > world.row(there).ready_at_us);
 }
 
+pub(crate) fn r3_moved_tasks_keep_their_order(world: &World) {
+    let (from, to) = (world.queue_named("from"), world.queue_named("to"));
+    let tasks: Vec<_> = (0..40)
+        .map(|_| {
+            let mut task = world.new_task_in(&from);
+            // Woken one by one, so that the database keeps the rows in another order than that of their ids.
+            task.not_before = Some(world.now().after(hours(1)));
+            world.put(task)
+        })
+        .collect();
+    world.advance(hours(2));
+    while !world.wake(1).expect("waking").is_empty() {}
+    let order = |queue: &str| {
+        let lane = LaneKey { tenant: DEFAULT.into(), rank: 0 };
+        let start = (Timestamp::MIN, TaskId(Uuid::nil()));
+        let page = world.lane_page(queue, &lane, start, None, 100).expect("reading a lane");
+        page.rows.into_iter().map(|row| row.id).collect::<Vec<_>>()
+    };
+    assert_eq!(order(&from).len(), tasks.len());
+    assert_eq!(delete(world, &from, move_to(&to)), DeleteResult::Gone);
+    assert_eq!(order(&to), tasks, "of one age, in the order of their submission");
+}
+
 pub(crate) fn a_moved_queue_goes_once_what_runs_has_ended(world: &World) {
     let (from, to) = (world.queue_named("from"), world.queue_named("to"));
     let worker = world.worker();
@@ -198,10 +222,11 @@ pub(crate) fn r5_a_queue_made_again_refuses_claims_of_its_former_owner(world: &W
     delete(world, &queue, DeleteMode::Refuse);
     assert_eq!(world.renew_queues(former, &[(queue.clone(), old)], 1000).expect("renewing"), [queue.clone()]);
     world.create_queue(&queue_row(&queue), None).expect("creating").expect("a new queue");
-    let new = world.own_queue(&queue, member(), "there", 1_000_000).expect("owning").expect("an epoch");
-    assert!(new > old, "the former owner still believes in {old}, the new one got {new}");
     let mut claim = world.claim_of(world.worker(), &queue, world.put(world.new_task_in(&queue)));
     claim.epoch = old;
+    assert_eq!(world.try_claim(&claim), Claimed::GateClosed, "before anybody owns the new one");
+    let new = world.own_queue(&queue, member(), "there", 1_000_000).expect("owning").expect("an epoch");
+    assert!(new > old, "the former owner still believes in {old}, the new one got {new}");
     assert_eq!(world.try_claim(&claim), Claimed::GateClosed);
     // A pause of the former queue is not one of the new.
     let change = millrace_store::QueueChange { pause: Some(Some(("x".into(), None))), ..Default::default() };

@@ -104,7 +104,7 @@ behaviours! {
         a_session_that_went_on_is_not_opened_again
         r1_a_resumed_session_is_told_what_it_holds
         r2_a_resume_raises_the_generation
-        r2_only_the_current_generation_of_a_live_session_resumes
+        r2_a_live_session_resumes_by_any_generation_that_it_has_had
         a_session_closes_once
         a_session_is_closed_by_its_generation_or_by_any
         a_heartbeat_makes_accepted_attempts_run
@@ -191,6 +191,7 @@ behaviours! {
         a_draining_queue_takes_nothing_and_goes_once_empty
         a_moved_queue_gives_its_waiting_tasks_to_the_other
         r3_moved_tasks_join_at_the_time_of_the_move
+        r3_moved_tasks_keep_their_order
         a_moved_queue_goes_once_what_runs_has_ended
         draining_is_bounded
         moving_needs_a_target_that_takes_tasks

@@ -6,6 +6,7 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeSet,
     fmt::{Debug, Write},
     time::Duration,
 };
@@ -133,6 +134,8 @@ impl Run {
     /// Makes a call on both and compares the answers.
     fn both<T: Debug + PartialEq>(&self, what: String, call: impl Fn(&World) -> millrace_store::Result<T>) -> T {
         self.history.borrow_mut().push(what);
+        // Two calls are never made at the same moment of a database's clock; nor shall they be of the model's.
+        self.model.advance(Duration::from_millis(1));
         let expected = call(&self.model).unwrap_or_else(|error| panic!("the model failed: {error}{}", self.tale()));
         let answer = call(&self.other).unwrap_or_else(|error| panic!("the database failed: {error}{}", self.tale()));
         assert!(answer == expected, "{}{}", difference(&answer, &expected), self.tale());
@@ -219,8 +222,6 @@ impl Run {
 
 impl Run {
     fn step(&self) {
-        // Two calls are never made at the same moment of a database's clock; nor shall they be of the model's.
-        self.model.advance(Duration::from_millis(1));
         match self.draw(100) {
             0..=17 => self.submit(),
             18..=39 => self.claim(),
@@ -265,12 +266,18 @@ impl Run {
         if repeat {
             // Of some the first try was stored.
             let earlier = self.drafts.borrow().clone();
-            let known: Vec<TaskId> = batch.iter().map(|draft| draft.task.envelope.id).collect();
-            let earlier = self.pick(&earlier);
-            if !known.contains(&earlier.task.envelope.id) {
-                batch.insert(0, earlier);
+            let mut earlier = self.pick(&earlier);
+            // A key that was dropped and given to another task since is none of this one's.
+            let spent = |key: Uuid| self.model.request(key).expect("the model") != Some(earlier.task.envelope.id);
+            if earlier.task.request.is_some_and(spent) {
+                earlier.task.request = None;
             }
+            batch.retain(|draft| draft.task.envelope.id != earlier.task.envelope.id);
+            batch.insert(0, earlier);
         }
+        // Which of two with the same key in one batch comes first is the store's choice.
+        let mut keys = BTreeSet::new();
+        batch.retain(|draft| draft.task.request.is_none_or(|key| keys.insert(key)));
         self.both(format!("submit {repeat} {batch:?}"), |world| {
             let batch: Vec<NewTask> = batch.iter().map(|draft| draft.for_world(world)).collect();
             Ok(world.submit(&batch, repeat)?.iter().map(submitted).collect::<Vec<_>>())
@@ -370,8 +377,10 @@ impl Run {
             if batch.iter().any(|beat| beat.session == worker.id) {
                 continue;
             }
-            let held = self.model.held_by(worker.id).expect("the model");
-            let accepted = held.iter().filter(|_| self.once_in(2)).map(|dispatch| (dispatch.lease, Some(17)));
+            let mut held = self.model.held_by(worker.id).expect("the model");
+            // Whether a start is still noted while the attempt is being stopped is the store's choice.
+            held.retain(|dispatch| dispatch.state != State::Cancelling && self.once_in(2));
+            let accepted = held.iter().map(|dispatch| (dispatch.lease, Some(17)));
             let generation = worker.generation - i64::from(self.once_in(10));
             batch.push(Heartbeat { session: worker.id, generation, accepted: accepted.collect() });
         }
@@ -488,8 +497,9 @@ impl Run {
             _ => {
                 self.both(format!("own {queue}"), |world| {
                     let before = world.queue(queue)?.map_or(0, |row| row.epoch);
-                    // Which number an epoch has is the store's to say, but not whether it is a new one.
-                    Ok(world.own_queue(queue, owner, "here", ttl_ms)?.map(|epoch| epoch > before))
+                    // Which number an epoch has is the store's to say, and whether an owner takes or renews a lease of its own
+                    // that has ended and that nobody else has taken.
+                    Ok(world.own_queue(queue, owner, "here", ttl_ms)?.map(|epoch| epoch >= before))
                 });
             }
         }
@@ -578,11 +588,12 @@ impl Run {
         let tasks = self.some_tasks(4);
         let leases: Vec<LeaseRef> = tasks.iter().map(|task| self.lease(*task)).collect();
         self.both(format!("read {tasks:?}"), |world| {
-            let positions = tasks.iter().map(|task| world.position(*task)).collect::<Result<Vec<_>, _>>()?;
+            let waits = |task: &TaskId| world.position(*task).map(|position| position.is_some());
+            let waits = tasks.iter().map(waits).collect::<Result<Vec<_>, _>>()?;
             let mut held: Vec<String> = world.held_rows(&leases)?.iter().map(held_text).collect();
             held.sort();
             let quarantined = world.is_quarantined(tasks.first().copied().unwrap_or(TaskId(Uuid::nil())))?;
-            Ok((positions, held, quarantined))
+            Ok((waits, held, quarantined))
         });
         let filter = ListFilter {
             tenant: self.once_in(2).then(|| self.pick(&TENANTS).into()),
@@ -666,7 +677,10 @@ impl Run {
             let page = world.lane_page(queue, lane, start, None, 1000)?;
             let rows = page.rows.into_iter();
             let rows = rows.map(|row| (row.id, row.tenant, row.rank, row.expires_at_us.is_some(), row.min_reader));
-            Ok((rows.collect::<Vec<_>>(), page.exhausted))
+            // In which order those stand that one call has queued is the store's choice.
+            let mut rows: Vec<_> = rows.collect();
+            rows.sort();
+            Ok((rows, page.exhausted))
         });
     }
 }
@@ -755,5 +769,5 @@ fn session_text(row: &SessionRow) -> String {
 
 fn queue_text(row: &QueueRow) -> String {
     let pause = row.pause.clone().map(|pause| (pause.reason, pause.until_us.is_some()));
-    format!("{} {:?} {pause:?} {} {}", row.name, row.default_timeout_ms, row.draining, row.epoch > 0)
+    format!("{} {:?} {pause:?} {}", row.name, row.default_timeout_ms, row.draining)
 }

@@ -179,6 +179,17 @@ fn r2_ending_a_session_waits_for_claims_in_flight() {
 }
 
 #[test]
+fn r2_reaping_a_session_waits_for_claims_in_flight() {
+    let world = World::postgres();
+    let worker = world.worker_for(hours(1));
+    world.serve(hours(2));
+    // Skipped, a session for which there is always a claim under way would never end.
+    waits_for(&world, "SELECT 1 FROM sessions FOR SHARE", || {
+        assert_eq!(world.reap_sessions(10).expect("reaping"), [worker.id]);
+    });
+}
+
+#[test]
 fn claims_do_not_wait_for_each_other() {
     let world = World::postgres();
     let claim = world.claim_of(world.worker(), DEFAULT, world.queued());
@@ -201,17 +212,14 @@ fn sweeps_skip_rows_that_others_have_locked() {
     expiring.expire_after = Some(hours(1));
     world.put(scheduled);
     world.put(expiring);
-    world.worker_for(hours(1));
-    world.serve(hours(2));
+    world.advance(hours(2));
     let mut other = world.postgres_database().connect();
-    other.batch_execute("BEGIN; SELECT 1 FROM tasks FOR UPDATE; SELECT 1 FROM sessions FOR UPDATE").expect("locking");
+    other.batch_execute("BEGIN; SELECT 1 FROM tasks FOR UPDATE").expect("locking");
     assert_eq!(world.wake(10).expect("waking"), []);
     assert_eq!(world.expire(10).expect("expiring"), []);
-    assert_eq!(world.reap_sessions(10).expect("reaping"), []);
     other.batch_execute("COMMIT").expect("committing");
     assert_eq!(world.wake(10).expect("waking").len(), 1);
     assert_eq!(world.expire(10).expect("expiring").len(), 1);
-    assert_eq!(world.reap_sessions(10).expect("reaping").len(), 1);
 }
 
 #[test]

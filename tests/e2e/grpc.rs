@@ -178,11 +178,16 @@ async fn r1_an_assignment_that_was_lost_with_its_stream_is_sent_again_on_resume(
     let again = second.assignment().await;
     assert!(again.resent);
     assert_eq!(lease_of(&again), lease_of(&sent), "the same attempt with the same token");
-    // The generation of before opens nothing any more.
+    // Had the Welcome been lost, it would know only the generation before, and resume once more.
+    let mut third = ByHand::connect(&dev.server.endpoint, resume.clone()).await.unwrap();
+    assert_eq!(third.welcome.generation, generation + 2);
+    assert_eq!(lease_of(&third.assignment().await), lease_of(&sent));
+    assert_eq!(third.complete(lease_of(&again), SUCCEEDED).await, RECORDED);
+    third.say(Ask::Goodbye(wire::Goodbye {})).await;
+    while third.answers.message().await.is_ok_and(|answer| answer.is_some()) {}
     let refused = ByHand::connect(&dev.server.endpoint, resume).await.err().unwrap();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert_eq!(refused.get_details_error_info().unwrap().reason, "SESSION_GONE");
-    assert_eq!(second.complete(lease_of(&again), SUCCEEDED).await, RECORDED);
 }
 
 #[tokio::test]

@@ -14,9 +14,9 @@ Examples:
   tests/with-postgres.sh target/release/millrace-bench --only ceilings,life
   millrace-bench submit --endpoint http://127.0.0.1:7601 --closed 64 --duration 10s
 
-It needs a release build of `millrace` beside its own binary, pgbench and psql, and a PostgreSQL in which it may create
-databases; they are dropped at the end. Progress goes to standard error, the table to standard output, and
-the figures to summary.json in --out.")]
+It needs a release build of `millrace` beside its own binary, pgbench and psql, and a PostgreSQL in
+which it may create databases; they are dropped at the end. Progress goes to standard error, the
+table to standard output, and the figures to summary.json in --out.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -95,8 +95,8 @@ Examples:
   millrace-bench submit --endpoint http://127.0.0.1:7601 --rate 200 --duration 1m
   millrace-bench submit --endpoint http://127.0.0.1:7601 --closed 4 --batch 500 --count 1000000 --tenant load
 
-With --rate the calls keep to their schedule whatever the answers take, and latency counts from the scheduled moment; with
---closed each of N callers waits for its answer. The last line is one JSON object.")]
+With --rate the calls keep to their schedule whatever the answers take, and latency counts from the
+scheduled moment; with --closed each of N callers waits for its answer. The output is one JSON object.")]
 pub(crate) struct SubmitArgs {
     /// The distributor
     #[arg(long, env = "MILLRACE_ENDPOINT", value_name = "URI", default_value = "http://127.0.0.1:7600")]

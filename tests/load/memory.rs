@@ -10,7 +10,7 @@ use crate::{
     plan::{FEW_PARKED, PARKED},
     services::{self, Services},
     submission::{self, Ids},
-    usage::rss_mb,
+    usage::resident,
 };
 
 /// Tenants among which the waiting tasks are spread, so that the matcher's window fills: one tenant alone gets a part of it.
@@ -25,6 +25,8 @@ pub(crate) struct Memory {
     pub(crate) distributor_mb: f64,
     /// Resident memory of the queue service in MB.
     pub(crate) queue_mb: f64,
+    /// The part of it that it has allocated.
+    pub(crate) queue_anonymous_mb: f64,
     /// Entries in the matcher's window.
     pub(crate) window: i64,
     /// The window's bound.
@@ -58,19 +60,21 @@ async fn read(services: &Services, waiting: u64) -> Result<Memory> {
         sleep(Duration::from_millis(100)).await;
     }
     let stats = services.stats(services::PARKED).await?;
-    let rss = |pid: Option<u32>| rss_mb(pid.context("a service has ended")?);
+    let memory = |pid: Option<u32>| resident(pid.context("a service has ended")?);
+    let (distributor, queue) = (memory(services.distributor.pid())?, memory(services.queue.pid())?);
     Ok(Memory {
         waiting,
-        distributor_mb: rss(services.distributor.pid())?,
-        queue_mb: rss(services.queue.pid())?,
+        distributor_mb: distributor.all_mb,
+        queue_mb: queue.all_mb,
+        queue_anonymous_mb: queue.anonymous_mb,
         window: stats.window.unwrap_or(0),
         window_capacity: stats.window_capacity.unwrap_or(0),
     })
 }
 
-/// Bytes of the queue service for each entry more in the window; none when it holds no more than before.
+/// Bytes that the queue service has allocated for each entry more in the window; none when it holds no more than before.
 pub(crate) fn bytes_per_entry(readings: &[Memory]) -> Option<f64> {
     let [few, many] = readings else { return None };
     let entries = many.window - few.window;
-    (entries > 0).then(|| (many.queue_mb - few.queue_mb) * 1e6 / entries as f64)
+    (entries > 0).then(|| (many.queue_anonymous_mb - few.queue_anonymous_mb) * 1e6 / entries as f64)
 }

@@ -225,7 +225,8 @@ impl Figures {
         rows.rate("drain of a backlog", summary.drain_per_s, "tasks/s", &to_bare(summary.drain_per_s));
         let life = summary.lifecycle_per_s;
         rows.goal("life").rate("whole life", life, "tasks/s", &to_bare(life));
-        rows.rate("  to the own ceiling", life, "tasks/s", &of(summary.ratio_to_own_ceiling, "of own schema"));
+        let to_own = summary.ratio_to_own_ceiling;
+        rows.rate("  to our own schema's ceiling", to_own.and(life), "tasks/s", &of(to_own, "of own schema"));
         let without = summary.lifecycle_without_ids_per_s;
         rows.rate("  without request ids", without, "tasks/s", &to_bare(without));
         let spawn = summary.dispatch_ms;

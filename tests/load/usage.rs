@@ -8,11 +8,24 @@ use anyhow::{Context, Result};
 const TICKS_PER_S: f64 = 100.0;
 
 /// Memory of a process in MB of 1,000,000 bytes.
-pub(crate) fn rss_mb(pid: u32) -> Result<f64> {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Resident {
+    /// Everything that is resident, the binary's own pages included.
+    pub(crate) all_mb: f64,
+    /// What the process has allocated.
+    pub(crate) anonymous_mb: f64,
+}
+
+/// Reads the memory of a process.
+pub(crate) fn resident(pid: u32) -> Result<Resident> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid} is gone"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in /proc")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().context("VmRSS is no number")?;
-    Ok(kib * 1024.0 / 1e6)
+    let mb = |name: &str| -> Result<f64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let line = line.with_context(|| format!("no {name} in /proc"))?;
+        let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().with_context(|| format!("{name}: {line}"))?;
+        Ok(kib * 1024.0 / 1e6)
+    };
+    Ok(Resident { all_mb: mb("VmRSS")?, anonymous_mb: mb("RssAnon")? })
 }
 
 /// A process, or a process with its children, whose CPU time is of interest.
@@ -110,7 +123,8 @@ mod tests {
         let line = "42 (a (b) c) S 7 42 42 0 -1 4194304 1 2 3 4 100 20 3 4 20 0 1 0 5 6 7";
         let stat = parse_stat(line).unwrap();
         assert_eq!((stat.parent, stat.own, stat.ended_children), (7, 120, 7));
-        assert!(rss_mb(std::process::id()).unwrap() > 0.1);
+        let resident = resident(std::process::id()).unwrap();
+        assert!(resident.anonymous_mb > 0.1 && resident.all_mb >= resident.anonymous_mb);
         assert!(parse_stat("nonsense").is_none());
     }
 }

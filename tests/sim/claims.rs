@@ -18,21 +18,25 @@ use crate::{
 };
 
 /// A match that has a credit and is to be claimed.
-pub struct ClaimItem {
+pub(crate) struct ClaimItem {
     claim: Claim,
     receiver: u64,
     link: StreamId,
 }
 
 /// Takes the owner's matches: those with a free credit go to the gate, the others return.
-pub fn matched(world: &mut World, pid: Pid, link: StreamId, queue: String, epoch: i64, matches: Vec<Match>) {
+pub(crate) fn matched(world: &mut World, pid: Pid, link: StreamId, queue: String, epoch: i64, matches: Vec<Match>) {
     let Some(incarnation) = world.replica(pid).and_then(|replica| replica.incarnation) else { return };
     let mut returned = Vec::new();
     for matched in matches {
         let random = world.rng.random();
         let Some(replica) = world.replica(pid) else { return };
         let stay = replica.stays.get_mut(&matched.receiver);
-        let Some(stay) = stay.filter(|stay| stay.reserve(&queue, link, matched.seq)) else {
+        let reserved = stay.and_then(|stay| {
+            let session = (stay.id, stay.generation);
+            stay.reserve(&queue, link, epoch, matched.seq).then_some(session)
+        });
+        let Some((session, generation)) = reserved else {
             returned.push((matched.task, Verdict::Returned));
             links::demand(world, pid, matched.receiver, std::slice::from_ref(&queue));
             continue;
@@ -41,8 +45,8 @@ pub fn matched(world: &mut World, pid: Pid, link: StreamId, queue: String, epoch
             task: matched.task,
             queue: queue.clone(),
             epoch,
-            session: stay.id,
-            generation: stay.generation,
+            session,
+            generation,
             token: token(incarnation, random),
         };
         replica.claims.waiting.push(ClaimItem { claim, receiver: matched.receiver, link });

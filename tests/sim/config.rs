@@ -7,7 +7,7 @@ use rand::{Rng, rngs::SmallRng};
 
 /// Which kind of world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weather {
+pub(crate) enum Weather {
     /// Some kinds of faults, chosen by the seed.
     Chaos,
     /// None, only latency: then nothing may be lost, sent again or run twice.
@@ -19,7 +19,7 @@ pub enum Weather {
 
 /// The kinds of faults that a world may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FaultKind {
+pub(crate) enum FaultKind {
     CutStream,
     CrashReplica,
     CrashOwner,
@@ -63,11 +63,12 @@ const KINDS: [FaultKind; 18] = [
 
 /// A world's parts and pace.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub(crate) struct Config {
     pub weather: Weather,
     pub replicas: usize,
     pub owners: usize,
-    pub orchestrators: usize,
+    /// The slots of each orchestrator.
+    pub slots: Vec<usize>,
     pub queues: Vec<&'static str>,
     pub tasks: u32,
     /// How long submissions come and faults happen.
@@ -93,7 +94,7 @@ pub struct Config {
 
 impl Config {
     /// A world of this kind.
-    pub fn new(weather: Weather, rng: &mut SmallRng) -> Self {
+    pub(crate) fn new(weather: Weather, rng: &mut SmallRng) -> Self {
         let ms = Duration::from_millis;
         let all = ["default", "b", "c"];
         let queues = all[..rng.random_range(1..=all.len())].to_vec();
@@ -102,7 +103,7 @@ impl Config {
             weather,
             replicas: rng.random_range(1..=3),
             owners: rng.random_range(0..=2),
-            orchestrators: rng.random_range(1..=4),
+            slots: (0..rng.random_range(1..=4)).map(|_| rng.random_range(1..=4)).collect(),
             queues,
             tasks: rng.random_range(5..=40),
             chaos: Duration::from_secs(rng.random_range(10..=45)),
@@ -131,6 +132,8 @@ impl Config {
             Weather::LateCommits => {
                 config.without_faults();
                 config.owners = 1;
+                config.slots = vec![rng.random_range(1..=2)];
+                config.queues.truncate(1);
                 config.tasks = 60;
                 config.chaos = Duration::from_secs(15);
                 config.longest_transaction = Duration::from_secs(8);
@@ -153,19 +156,19 @@ impl Config {
     }
 
     /// How many places there are: replicas first, then owners, then orchestrators.
-    pub fn processes(&self) -> usize {
-        self.replicas + self.owners + self.orchestrators
+    pub(crate) fn processes(&self) -> usize {
+        self.replicas + self.owners + self.slots.len()
     }
 
-    pub fn replica_places(&self) -> std::ops::Range<usize> {
+    pub(crate) fn replica_places(&self) -> std::ops::Range<usize> {
         0..self.replicas
     }
 
-    pub fn owner_places(&self) -> std::ops::Range<usize> {
+    pub(crate) fn owner_places(&self) -> std::ops::Range<usize> {
         self.replicas..self.replicas + self.owners
     }
 
-    pub fn orchestrator_places(&self) -> std::ops::Range<usize> {
+    pub(crate) fn orchestrator_places(&self) -> std::ops::Range<usize> {
         self.replicas + self.owners..self.processes()
     }
 }

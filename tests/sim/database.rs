@@ -10,26 +10,27 @@ use millrace_core::{
     served::TickRule,
     time::{Timestamp, micros},
 };
-use millrace_store::*;
+use millrace_store::{memory::SettableClock, *};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use uuid::Uuid;
 
 use crate::{config::Config, mutant::Mutant, oracle::Oracle};
 
 /// The database's time when the world begins.
-pub const EPOCH_US: i64 = 1_700_000_000_000_000;
+pub(crate) const EPOCH_US: i64 = 1_700_000_000_000_000;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
 /// The store, and what goes wrong with it.
-pub struct Database {
+pub(crate) struct Database {
     store: MemoryStore,
     clock: Arc<SettableClock>,
     pub oracle: Oracle,
     /// How far its clock is off, in microseconds.
     pub offset_us: i64,
-    /// Nothing answers.
+    /// Nothing answers, since when.
     pub is_out: bool,
+    pub out_since: Duration,
     /// How probably a call fails before it commits, and after.
     pub failing: (f64, f64),
     /// The longest that a transaction may have begun before it commits: its moments are as old.
@@ -40,7 +41,7 @@ pub struct Database {
 }
 
 impl Database {
-    pub fn new(config: &Config, mutant: Option<Mutant>, seed: u64) -> Self {
+    pub(crate) fn new(config: &Config, mutant: Option<Mutant>, seed: u64) -> Self {
         let (store, clock) = MemoryStore::settable(Timestamp(EPOCH_US));
         for queue in config.queues.iter().filter(|queue| **queue != "default") {
             let row = QueueRow {
@@ -62,6 +63,7 @@ impl Database {
             oracle: Oracle::new(config),
             offset_us: 0,
             is_out: false,
+            out_since: Duration::ZERO,
             failing: (0.0, 0.0),
             longest: config.longest_transaction,
             mutant,
@@ -71,19 +73,24 @@ impl Database {
     }
 
     /// What only reads.
-    pub fn store(&self) -> &dyn Store {
+    pub(crate) fn store(&self) -> &dyn Store {
         &self.store
     }
 
     /// The model's own rules.
-    pub fn check(&mut self) {
+    pub(crate) fn check(&mut self) {
         if let Err(broken) = self.store.check_invariants() {
             self.oracle.violation(broken);
         }
     }
 
+    /// Every task ended once, here and in the oracle's book.
+    pub(crate) fn check_ends(&mut self) {
+        self.oracle.check_ends(&self.store);
+    }
+
     /// Makes a call at this moment, if the database is up to it.
-    pub fn run<T>(&mut self, now: Duration, call: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    pub(crate) fn run<T>(&mut self, now: Duration, call: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.now = now;
         self.oracle.now = now;
         self.set_clock(Duration::ZERO);
@@ -123,7 +130,7 @@ impl Database {
         result
     }
 
-    pub fn tick(&mut self) -> Result<Tick> {
+    pub(crate) fn tick(&mut self) -> Result<Tick> {
         let rule = match self.mutant {
             // Counts whatever time has passed.
             Some(Mutant::DowntimeAgesLeases) => TickRule { tick_ms: 3_600_000, gap_ms: 3_600_000, freeze_ms: 0 },
@@ -134,7 +141,7 @@ impl Database {
         Ok(tick)
     }
 
-    pub fn submit(&mut self, batch: &[NewTask], repeat: bool) -> Result<Vec<Submitted>> {
+    pub(crate) fn submit(&mut self, batch: &[NewTask], repeat: bool) -> Result<Vec<Submitted>> {
         let results = self.begun_earlier(|store| store.submit(batch, repeat))?;
         for (task, result) in batch.iter().zip(&results) {
             if let Submitted::Stored { .. } = result {
@@ -144,7 +151,7 @@ impl Database {
         Ok(results)
     }
 
-    pub fn claim(&mut self, batch: &[Claim]) -> Result<Vec<Claimed>> {
+    pub(crate) fn claim(&mut self, batch: &[Claim]) -> Result<Vec<Claimed>> {
         let claims: Vec<Claim> = batch.iter().map(|claim| self.corrupted(claim)).collect();
         let reopened = self.open_gates(&claims)?;
         let results = self.store.claim(&claims)?;
@@ -157,7 +164,7 @@ impl Database {
         Ok(results)
     }
 
-    pub fn complete(&mut self, batch: &[Completion]) -> Result<Vec<Completed>> {
+    pub(crate) fn complete(&mut self, batch: &[Completion]) -> Result<Vec<Completed>> {
         let mut given = batch.to_vec();
         if self.mutant == Some(Mutant::StaleCompletionCounts) {
             for completion in &mut given {
@@ -178,7 +185,7 @@ impl Database {
         Ok(results)
     }
 
-    pub fn requeue(&mut self, batch: &[Requeue]) -> Result<Vec<Requeued>> {
+    pub(crate) fn requeue(&mut self, batch: &[Requeue]) -> Result<Vec<Requeued>> {
         let results = self.begun_earlier(|store| store.requeue(batch))?;
         for (requeue, result) in batch.iter().zip(&results) {
             if let Requeued::Waiting { .. } = result {
@@ -188,7 +195,7 @@ impl Database {
         Ok(results)
     }
 
-    pub fn heartbeat(&mut self, batch: &[Heartbeat]) -> Result<Vec<HeartbeatResult>> {
+    pub(crate) fn heartbeat(&mut self, batch: &[Heartbeat]) -> Result<Vec<HeartbeatResult>> {
         let results = self.store.heartbeat(batch)?;
         for (beat, result) in batch.iter().zip(&results) {
             if result.renewed {
@@ -198,13 +205,13 @@ impl Database {
         Ok(results)
     }
 
-    pub fn open_session(&mut self, session: &NewSession) -> Result<SessionRow> {
+    pub(crate) fn open_session(&mut self, session: &NewSession) -> Result<SessionRow> {
         let row = self.store.open_session(session)?;
         self.oracle.opened(&row);
         Ok(row)
     }
 
-    pub fn resume_session(&mut self, id: SessionId, generation: i64, replica: &str) -> Result<Resumed> {
+    pub(crate) fn resume_session(&mut self, id: SessionId, generation: i64, replica: &str) -> Result<Resumed> {
         let resumed = self.store.resume_session(id, generation, replica)?;
         match &resumed {
             Resumed::Yes { session, .. } => self.oracle.opened(session),
@@ -213,7 +220,7 @@ impl Database {
         Ok(resumed)
     }
 
-    pub fn close_session(&mut self, id: SessionId, generation: Option<i64>) -> Result<bool> {
+    pub(crate) fn close_session(&mut self, id: SessionId, generation: Option<i64>) -> Result<bool> {
         let closed = self.store.close_session(id, generation)?;
         if closed {
             self.oracle.closed(id);
@@ -221,7 +228,7 @@ impl Database {
         Ok(closed)
     }
 
-    pub fn reap_sessions(&mut self, limit: i64) -> Result<Vec<SessionId>> {
+    pub(crate) fn reap_sessions(&mut self, limit: i64) -> Result<Vec<SessionId>> {
         let dead = self.store.reap_sessions(limit)?;
         for id in &dead {
             self.oracle.reaped(*id);
@@ -229,11 +236,11 @@ impl Database {
         Ok(dead)
     }
 
-    pub fn wake(&mut self, limit: i64) -> Result<Vec<(String, Waiting)>> {
+    pub(crate) fn wake(&mut self, limit: i64) -> Result<Vec<(String, Waiting)>> {
         self.begun_earlier(|store| store.wake(limit))
     }
 
-    pub fn expire(&mut self, limit: i64) -> Result<Vec<TaskId>> {
+    pub(crate) fn expire(&mut self, limit: i64) -> Result<Vec<TaskId>> {
         let expired = self.store.expire(limit)?;
         for id in &expired {
             self.oracle.expired(*id);
@@ -241,7 +248,7 @@ impl Database {
         Ok(expired)
     }
 
-    pub fn cancel(&mut self, id: TaskId, request: Uuid) -> Result<CancelResult> {
+    pub(crate) fn cancel(&mut self, id: TaskId, request: Uuid) -> Result<CancelResult> {
         let repeated = self.store.request(request)?.is_some();
         let result = self.store.cancel(id, "simulated", Some(request))?;
         if let CancelResult::Done(row) = &result
@@ -252,7 +259,7 @@ impl Database {
         Ok(result)
     }
 
-    pub fn retry(&mut self, id: TaskId, request: Uuid) -> Result<RetryResult> {
+    pub(crate) fn retry(&mut self, id: TaskId, request: Uuid) -> Result<RetryResult> {
         let result = self.begun_earlier(|store| store.retry(id, Some(request)))?;
         if matches!(result.value, RetryResult::Done(_)) && !result.repeated {
             self.oracle.retried(id);
@@ -260,7 +267,7 @@ impl Database {
         Ok(result.value)
     }
 
-    pub fn pause(&mut self, queue: &str, pause: Option<(String, Option<i64>)>, request: Uuid) -> Result<bool> {
+    pub(crate) fn pause(&mut self, queue: &str, pause: Option<(String, Option<i64>)>, request: Uuid) -> Result<bool> {
         let audit = Audit { action: "simulated".into(), subject: queue.into(), detail: String::new() };
         let change = QueueChange { pause: Some(pause), ..QueueChange::default() };
         let row = self.store.update_queue(queue, &change, &audit, Some(request))?;
@@ -270,7 +277,7 @@ impl Database {
         Ok(row.is_some())
     }
 
-    pub fn lift_pauses(&mut self) -> Result<Vec<String>> {
+    pub(crate) fn lift_pauses(&mut self) -> Result<Vec<String>> {
         let lifted = self.store.lift_pauses()?;
         for queue in &lifted {
             self.oracle.paused(queue, false);
@@ -278,7 +285,13 @@ impl Database {
         Ok(lifted)
     }
 
-    pub fn own_queue(&mut self, queue: &str, owner: millrace_core::id::MemberId, endpoint: &str, ttl_ms: i64) -> Result<Option<i64>> {
+    pub(crate) fn own_queue(
+        &mut self,
+        queue: &str,
+        owner: millrace_core::id::MemberId,
+        endpoint: &str,
+        ttl_ms: i64,
+    ) -> Result<Option<i64>> {
         let epoch = self.store.own_queue(queue, owner, endpoint, ttl_ms)?;
         if let Some(epoch) = epoch {
             self.oracle.owned(queue, epoch);
@@ -332,6 +345,6 @@ impl Database {
 }
 
 /// A token of the cluster's incarnation from random bits.
-pub fn token(incarnation: i16, random: u64) -> Token {
+pub(crate) fn token(incarnation: i16, random: u64) -> Token {
     Token::new(incarnation, random)
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// A completion on its way into the database.
-pub struct EndItem {
+pub(crate) struct EndItem {
     pub receiver: u64,
     pub lease: LeaseRef,
     pub kind: OutcomeKind,
@@ -33,7 +33,7 @@ pub struct EndItem {
 const ROUNDS: u32 = 3;
 
 /// The completion gate.
-pub fn run(world: &mut World, pid: Pid) {
+pub(crate) fn run(world: &mut World, pid: Pid) {
     let Some(items) = world.replica(pid).and_then(|replica| replica.ends.take()) else { return };
     let ended = items.iter().map(|item| (item.lease, item.kind)).collect();
     record(world, pid, ended, move |world, reports| {
@@ -64,7 +64,7 @@ struct Recording {
 }
 
 /// Records how attempts ended, in the order given.
-pub fn record(
+pub(crate) fn record(
     world: &mut World,
     pid: Pid,
     ended: Vec<(LeaseRef, OutcomeKind)>,
@@ -114,8 +114,11 @@ fn write_open(world: &mut World, recording: Recording) {
             None => finish.push((index, completion(lease, State::Failed, kind, Spent::default()))),
         }
     }
-    let unread: BTreeSet<usize> =
-        finish.iter().map(|(index, _)| *index).filter(|&index| !recording.rows.contains_key(&recording.ended[index].0.task)).collect();
+    let unread: BTreeSet<usize> = finish
+        .iter()
+        .map(|(index, _)| *index)
+        .filter(|&index| !recording.rows.contains_key(&recording.ended[index].0.task))
+        .collect();
     complete(world, recording, finish, move |world, mut recording| {
         // A retry that an earlier try recorded is known by its attempt.
         for index in unread.into_iter().filter(|&index| recording.reports[index] == Report::Stale).collect::<Vec<_>>() {
@@ -128,11 +131,8 @@ fn write_open(world: &mut World, recording: Recording) {
 }
 
 fn decide(world: &mut World, row: &HeldRow, kind: OutcomeKind) -> (LeaseRef, Verdict, Spent) {
-    let mut spent = Spent {
-        failures: row.failures as u32,
-        losses: row.losses as u32,
-        unsupported: row.unsupported as u32,
-    };
+    let mut spent =
+        Spent { failures: row.failures as u32, losses: row.losses as u32, unsupported: row.unsupported as u32 };
     let policy = world.people.plans[people::number(&row.spec) as usize].policy;
     let verdict = after_attempt(row.state, kind, &policy, &mut spent, world.rng.random());
     (row.lease, verdict.unwrap_or(Verdict::Finish(State::Failed)), spent)

@@ -27,7 +27,7 @@ use crate::{
 /// How long an ownership outlives its last renewal, in served time.
 const LEASE_TTL_MS: i64 = 5_000;
 
-pub struct Host {
+pub(crate) struct Host {
     pub member: MemberId,
     kind: MemberKind,
     place: usize,
@@ -48,7 +48,7 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new(world: &mut World, member: MemberId, kind: MemberKind, place: usize) -> Self {
+    pub(crate) fn new(world: &mut World, member: MemberId, kind: MemberKind, place: usize) -> Self {
         // Until the first tick it goes by its own clock, which may be off.
         let skew = world.span(Duration::ZERO, Duration::from_secs(4));
         Self {
@@ -70,42 +70,52 @@ impl Host {
     }
 
     /// The database's time, as far as it is known here.
-    pub fn wall(&self, now: Duration) -> Timestamp {
+    pub(crate) fn wall(&self, now: Duration) -> Timestamp {
         Timestamp(self.database_us + micros(now))
     }
 }
 
 /// Starts a queue service in a place.
-pub fn start(world: &mut World, index: usize) {
+pub(crate) fn start(world: &mut World, index: usize) {
     let member = MemberId(world.uuid());
     let host = Host::new(world, member, MemberKind::Queue, index);
     world.processes[index].role = Role::Owner(Box::new(host));
     let pid = Pid { index, life: world.processes[index].life };
     start_loops(world, pid);
     world.every(pid, Duration::from_secs(1), "queue membership", membership);
+}
+
+/// Starts what every host runs.
+pub(crate) fn start_loops(world: &mut World, pid: Pid) {
+    world.every(pid, Duration::from_millis(450), "tick", |world, pid| {
+        world.call(
+            pid,
+            "tick",
+            |db| db.tick(),
+            move |world, tick| {
+                let now = world.now;
+                if let (Ok(tick), Some(host)) = (tick, world.host(pid)) {
+                    host.database_us = tick.now.0 - micros(now);
+                }
+            },
+        );
+    });
+    world.every(pid, Duration::from_secs(1), "ownership", round);
     world.every(pid, Duration::from_secs(1), "pauses", |world, pid| {
-        world.call(pid, "lift pauses", |db| db.lift_pauses(), move |world, lifted| {
-            if lifted.is_ok_and(|lifted| !lifted.is_empty()) {
-                round(world, pid);
-            }
-        });
+        world.call(
+            pid,
+            "lift pauses",
+            |db| db.lift_pauses(),
+            move |world, lifted| {
+                if lifted.is_ok_and(|lifted| !lifted.is_empty()) {
+                    round(world, pid);
+                }
+            },
+        );
     });
     world.every(pid, Duration::from_secs(1), "drains", |world, pid| {
         world.call(pid, "drain queues", |db| db.store().drain_queues(3), |_, _| {});
     });
-}
-
-/// Starts what every host runs.
-pub fn start_loops(world: &mut World, pid: Pid) {
-    world.every(pid, Duration::from_millis(450), "tick", |world, pid| {
-        world.call(pid, "tick", |db| db.tick(), move |world, tick| {
-            let now = world.now;
-            if let (Ok(tick), Some(host)) = (tick, world.host(pid)) {
-                host.database_us = tick.now.0 - micros(now);
-            }
-        });
-    });
-    world.every(pid, Duration::from_secs(1), "ownership", round);
     world.every(pid, Duration::from_millis(250), "matchers", |world, pid| {
         let queues: Vec<String> = world.host(pid).map(|host| host.owned.keys().cloned().collect()).unwrap_or_default();
         for queue in queues {
@@ -135,7 +145,7 @@ fn membership(world: &mut World, pid: Pid) {
 type Snapshot = (Vec<MemberRow>, Vec<OwnerRow>, Vec<QueueRow>);
 
 /// One round: releases, renews, looks, decides. A failure ends the round and changes nothing more.
-pub fn round(world: &mut World, pid: Pid) {
+pub(crate) fn round(world: &mut World, pid: Pid) {
     let Some(host) = world.host(pid) else { return };
     if host.leaving {
         return;
@@ -242,9 +252,7 @@ fn take(world: &mut World, pid: Pid, owners: &[OwnerRow], mut queues: Vec<QueueR
     let owner = |queue: &str| {
         owners.iter().find(|row| row.queue == queue).and_then(|row| row.owner.as_ref()).map(|(owner, _)| *owner)
     };
-    queues.retain(|row| {
-        owner(&row.name).is_none_or(|owner| owner == member) && !host.owned.contains_key(&row.name)
-    });
+    queues.retain(|row| owner(&row.name).is_none_or(|owner| owner == member) && !host.owned.contains_key(&row.name));
     take_next(world, pid, queues);
 }
 
@@ -304,7 +312,7 @@ fn drop_matchers(world: &mut World, pid: Pid, queues: &[String]) {
 }
 
 /// Gives everything up because the process stops.
-pub fn leave(world: &mut World, pid: Pid) {
+pub(crate) fn leave(world: &mut World, pid: Pid) {
     let Some(host) = world.host(pid) else { return };
     host.leaving = true;
     let all: Vec<String> = host.owned.keys().cloned().collect();
@@ -312,7 +320,7 @@ pub fn leave(world: &mut World, pid: Pid) {
 }
 
 /// The queue has been paused or resumed through this process.
-pub fn set_paused(world: &mut World, pid: Pid, queue: &str, paused: bool) {
+pub(crate) fn set_paused(world: &mut World, pid: Pid, queue: &str, paused: bool) {
     let Some(host) = world.host(pid) else { return };
     host.pauses += 1;
     if let Some(owned) = host.owned.get_mut(queue) {
@@ -324,7 +332,7 @@ pub fn set_paused(world: &mut World, pid: Pid, queue: &str, paused: bool) {
 // ── Streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// A message from a distributor.
-pub fn received(world: &mut World, pid: Pid, stream: StreamId, message: Message) {
+pub(crate) fn received(world: &mut World, pid: Pid, stream: StreamId, message: Message) {
     let Some(host) = world.host(pid) else { return };
     let queue = match message {
         Message::ExchangeHello => {
@@ -387,7 +395,7 @@ fn announce(world: &mut World, pid: Pid) {
 }
 
 /// The stream is over: its demand goes, and its matches return.
-pub fn closed(world: &mut World, pid: Pid, stream: StreamId) {
+pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId) {
     let leaks = world.mutant == Some(crate::mutant::Mutant::MatchesLeak);
     let Some(host) = world.host(pid) else { return };
     let Some(opened) = host.streams.remove(&stream) else { return };

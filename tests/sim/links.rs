@@ -12,6 +12,7 @@ use millrace_store::{MemberRow, OwnerRow, Waiting};
 use crate::{
     claims,
     message::{Demand, Message, Verdict},
+    mutant::Mutant,
     net::{CALLER, Kind, StreamId},
     replica,
     world::{Pid, Target, World},
@@ -22,8 +23,12 @@ const CUT_OFF: Duration = Duration::from_secs(5);
 
 /// Every link, and which queue goes over which.
 #[derive(Default)]
-pub struct Links {
+pub(crate) struct Links {
     by_owner: BTreeMap<MemberId, StreamId>,
+    /// What the owner at the other end of each link has said that it owns. There may be two links to one process: it was
+    /// started anew where an owner had been whose lease has not ended.
+    announced: BTreeMap<StreamId, Vec<(String, i64)>>,
+    /// The link of each queue: the one whose owner has the latest epoch.
     by_queue: BTreeMap<String, (StreamId, i64)>,
     /// Links that are kept, from the first try to open them on.
     linking: BTreeMap<MemberId, StreamId>,
@@ -40,7 +45,7 @@ struct Outbox {
 }
 
 /// Offers a task to its queue's owner. Dropped when the owner is not reached.
-pub fn offer(world: &mut World, pid: Pid, queue: &str, waiting: Waiting) {
+pub(crate) fn offer(world: &mut World, pid: Pid, queue: &str, waiting: Waiting) {
     if world.config.offers_lost > 0.0 && !world.settling && world.chance(world.config.offers_lost) {
         return;
     }
@@ -55,7 +60,7 @@ pub fn offer(world: &mut World, pid: Pid, queue: &str, waiting: Waiting) {
 }
 
 /// Says that a session can take more or less of these queues than before.
-pub fn demand(world: &mut World, pid: Pid, receiver: u64, queues: &[String]) {
+pub(crate) fn demand(world: &mut World, pid: Pid, receiver: u64, queues: &[String]) {
     for queue in queues {
         let link = world.replica(pid).and_then(|replica| replica.links.by_queue.get(queue).copied());
         if let Some((stream, _)) = link {
@@ -67,13 +72,13 @@ pub fn demand(world: &mut World, pid: Pid, receiver: u64, queues: &[String]) {
 }
 
 /// The same for all queues of the session.
-pub fn demand_all(world: &mut World, pid: Pid, receiver: u64) {
+pub(crate) fn demand_all(world: &mut World, pid: Pid, receiver: u64) {
     let queues = world.replica(pid).and_then(|replica| replica.stays.get(&receiver)).map(|stay| stay.queues.clone());
     demand(world, pid, receiver, &queues.unwrap_or_default());
 }
 
 /// Tells the owner what became of matches.
-pub fn answer(world: &mut World, pid: Pid, stream: StreamId, queue: &str, answers: Vec<(TaskId, Verdict)>) {
+pub(crate) fn answer(world: &mut World, pid: Pid, stream: StreamId, queue: &str, answers: Vec<(TaskId, Verdict)>) {
     change(world, pid, stream, |outbox| outbox.answers.entry(queue.to_owned()).or_default().extend(answers));
 }
 
@@ -92,10 +97,15 @@ fn leave(world: &mut World, pid: Pid, stream: StreamId) {
     let Some(replica) = world.replica(pid) else { return };
     let Some(outbox) = replica.links.outboxes.get_mut(&stream) else { return };
     let Outbox { answers, offers, demands, .. } = std::mem::take(outbox);
+    let epochs = &replica.links.by_queue;
     let demands: Vec<Demand> = demands
         .into_iter()
-        .map(|(queue, receiver)| match replica.stays.get_mut(&receiver) {
-            Some(stay) => stay.demand(&queue, stream),
+        .filter_map(|(queue, receiver)| {
+            let (link, epoch) = *epochs.get(&queue)?;
+            (link == stream).then_some((epoch, queue, receiver))
+        })
+        .map(|(epoch, queue, receiver)| match replica.stays.get_mut(&receiver) {
+            Some(stay) => stay.demand(&queue, stream, epoch),
             // It has left: the owner forgets its numbers.
             None => Demand { queue, receiver, seq: u64::MAX, credits: 0, acked: 0, closed: true },
         })
@@ -114,7 +124,7 @@ fn leave(world: &mut World, pid: Pid, stream: StreamId) {
 // ── Streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// A message from an owner.
-pub fn received(world: &mut World, pid: Pid, stream: StreamId, message: Message) {
+pub(crate) fn received(world: &mut World, pid: Pid, stream: StreamId, message: Message) {
     match message {
         Message::Ownership(queues) => take_ownership(world, pid, stream, queues),
         Message::Matches { queue, epoch, matches } => claims::matched(world, pid, stream, queue, epoch, matches),
@@ -128,15 +138,35 @@ fn take_ownership(world: &mut World, pid: Pid, stream: StreamId, queues: Vec<(St
     if let Some((&owner, _)) = links.linking.iter().find(|(_, link)| **link == stream) {
         links.by_owner.insert(owner, stream);
     }
-    links.by_queue.retain(|_, (held, _)| *held != stream);
-    let mut gained = Vec::new();
-    for (queue, epoch) in queues {
-        // Two owners may both believe in a queue for a moment: the later epoch is the true one.
-        if links.by_queue.get(&queue).is_none_or(|(_, held)| *held < epoch) {
-            links.by_queue.insert(queue.clone(), (stream, epoch));
-            gained.push(queue);
+    links.announced.insert(stream, queues);
+    choose(world, pid, stream);
+}
+
+/// Chooses the link of each queue anew after `changed` has changed, and sends demand where it has not been sent.
+fn choose(world: &mut World, pid: Pid, changed: StreamId) {
+    let mutant = world.mutant;
+    let Some(replica) = world.replica(pid) else { return };
+    let links = &mut replica.links;
+    let mut chosen: BTreeMap<String, (StreamId, i64)> = match mutant {
+        Some(Mutant::QueuesGoWithTheirLink) => {
+            links.by_queue.clone().into_iter().filter(|(_, (held, _))| *held != changed).collect()
+        }
+        _ => BTreeMap::new(),
+    };
+    for (stream, queues) in &links.announced {
+        if mutant == Some(Mutant::QueuesGoWithTheirLink) && *stream != changed {
+            continue;
+        }
+        for (queue, epoch) in queues {
+            // Two owners may both believe in a queue for a moment: the later epoch is the true one.
+            if chosen.get(queue).is_none_or(|(_, held)| held < epoch) {
+                chosen.insert(queue.clone(), (*stream, *epoch));
+            }
         }
     }
+    let before = std::mem::replace(&mut links.by_queue, chosen);
+    let news = |(queue, link): &(&String, &(StreamId, i64))| link.0 == changed || before.get(*queue) != Some(*link);
+    let gained: Vec<String> = links.by_queue.iter().filter(news).map(|(queue, _)| queue.clone()).collect();
     let stays: Vec<(u64, Vec<String>)> =
         replica.stays.values().map(|stay| (stay.receiver, stay.queues.clone())).collect();
     for (receiver, queues) in stays {
@@ -146,20 +176,21 @@ fn take_ownership(world: &mut World, pid: Pid, stream: StreamId, queues: Vec<(St
 }
 
 /// The stream is over.
-pub fn closed(world: &mut World, pid: Pid, stream: StreamId) {
+pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId) {
     let Some(replica) = world.replica(pid) else { return };
     let links = &mut replica.links;
     links.by_owner.retain(|_, held| *held != stream);
     links.linking.retain(|_, held| *held != stream);
-    links.by_queue.retain(|_, (held, _)| *held != stream);
+    links.announced.remove(&stream);
     links.outboxes.remove(&stream);
+    choose(world, pid, stream);
     world.after(Duration::from_millis(5), Target::Process(pid), "look for owners", move |world| look(world, pid));
 }
 
 // ── Who owns what ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// Finds the queues' owners and keeps a link to each.
-pub fn look(world: &mut World, pid: Pid) {
+pub(crate) fn look(world: &mut World, pid: Pid) {
     if world.replica(pid).is_none_or(|replica| replica.incarnation.is_none()) {
         return;
     }

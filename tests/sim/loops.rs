@@ -15,12 +15,12 @@ use crate::{
 };
 
 /// How long the membership outlives its last renewal, in served time.
-pub const MEMBER_TTL_MS: i64 = 5_000;
+pub(crate) const MEMBER_TTL_MS: i64 = 5_000;
 
 /// Rows of one statement: few, so that full pages come.
 const PAGE: i64 = 8;
 
-pub fn start(world: &mut World, pid: Pid) {
+pub(crate) fn start(world: &mut World, pid: Pid) {
     world.every(pid, Duration::from_secs(1), "membership", membership);
     world.every(pid, Duration::from_millis(700), "owners", links::look);
     world.every(pid, Duration::from_millis(500), "waker", wake);
@@ -77,7 +77,7 @@ fn wake(world: &mut World, pid: Pid) {
 }
 
 /// Ends sessions whose lease has run out, and gives their tasks another attempt (R2).
-pub fn reap(world: &mut World, pid: Pid) {
+pub(crate) fn reap(world: &mut World, pid: Pid) {
     world.call(
         pid,
         "reap",

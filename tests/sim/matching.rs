@@ -32,7 +32,7 @@ const LANES: i64 = 3;
 const MATCHES: usize = 64;
 
 /// The matcher of one queue and epoch.
-pub struct Matching {
+pub(crate) struct Matching {
     pub epoch: i64,
     /// Raised with each matcher of the host.
     pub number: u64,
@@ -49,7 +49,7 @@ pub struct Matching {
 }
 
 impl Matching {
-    pub fn new(limits: Limits, epoch: i64, number: u64, paused: bool) -> Self {
+    pub(crate) fn new(limits: Limits, epoch: i64, number: u64, paused: bool) -> Self {
         let mut matcher = Matcher::new(limits);
         matcher.set_paused(paused);
         Self {
@@ -67,7 +67,7 @@ impl Matching {
         }
     }
 
-    pub fn offers(&mut self, offers: Vec<Waiting>) {
+    pub(crate) fn offers(&mut self, offers: Vec<Waiting>) {
         for waiting in offers {
             let (lane, entry) = (lane(&waiting.tenant, waiting.rank), entry(waiting));
             match self.feeding.get_mut(&lane) {
@@ -79,7 +79,7 @@ impl Matching {
         }
     }
 
-    pub fn demand(&mut self, stream: StreamId, demand: &Demand) {
+    pub(crate) fn demand(&mut self, stream: StreamId, demand: &Demand) {
         let (connection, receiver) = (Connection(stream.0), Receiver(demand.receiver));
         match demand.closed {
             true => self.matcher.forget(connection, receiver),
@@ -90,7 +90,7 @@ impl Matching {
     }
 
     /// True when the gate has refused a claim: matching stops until the ownership has been looked at.
-    pub fn answers(&mut self, stream: StreamId, answers: Vec<(TaskId, Verdict)>) -> bool {
+    pub(crate) fn answers(&mut self, stream: StreamId, answers: Vec<(TaskId, Verdict)>) -> bool {
         let mut refused = false;
         for (task, verdict) in answers {
             let answer = match verdict {
@@ -119,7 +119,7 @@ fn with(world: &mut World, pid: Pid, queue: &str, number: u64, change: impl FnOn
 }
 
 /// Returns overdue matches, then does what is possible.
-pub fn maintain(world: &mut World, pid: Pid, queue: &str) {
+pub(crate) fn maintain(world: &mut World, pid: Pid, queue: &str) {
     let (now, mutant) = (world.now, world.mutant);
     if let Some(matching) = world.host(pid).and_then(|host| host.owned.get_mut(queue))
         && mutant != Some(Mutant::MatchesLeak)
@@ -130,7 +130,7 @@ pub fn maintain(world: &mut World, pid: Pid, queue: &str) {
 }
 
 /// Sends every match that is possible and starts the reads that are due.
-pub fn work(world: &mut World, pid: Pid, queue: &str) {
+pub(crate) fn work(world: &mut World, pid: Pid, queue: &str) {
     let now = world.now;
     let Some(host) = world.host(pid) else { return };
     let wall = host.wall(now);

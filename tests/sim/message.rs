@@ -11,39 +11,65 @@ use millrace_store::Waiting;
 
 /// A message in either direction of either kind of stream.
 #[derive(Debug, Clone)]
-pub enum Message {
+pub(crate) enum Message {
     // From an orchestrator to a distributor.
     Hello(Hello),
-    Grant { seq: u64, credits: u32, acked: u64 },
+    Grant {
+        seq: u64,
+        credits: u32,
+        acked: u64,
+    },
     Accepted(Vec<LeaseRef>),
     Completions(Vec<(LeaseRef, OutcomeKind)>),
-    Heartbeat { seq: u64, count: usize, digest: u64 },
+    Heartbeat {
+        seq: u64,
+        count: usize,
+        digest: u64,
+    },
     Held(Vec<LeaseRef>),
     Goodbye,
     // From a distributor to an orchestrator.
-    Welcome { session: SessionId, generation: i64, ttl: Duration, revoked: Vec<LeaseRef> },
+    Welcome {
+        session: SessionId,
+        generation: i64,
+        ttl: Duration,
+        revoked: Vec<LeaseRef>,
+    },
     Assignments(Vec<Assignment>),
     Results(Vec<(LeaseRef, Report)>),
     Cancel(Vec<LeaseRef>),
     Revoke(Vec<LeaseRef>),
     Beat(u64),
     SendHeld,
-    GoAway { delay: Duration, to: Option<usize> },
+    GoAway {
+        delay: Duration,
+        to: Option<usize>,
+    },
     // From a distributor to a queue's owner.
     ExchangeHello,
-    Offers { queue: String, offers: Vec<Waiting> },
+    Offers {
+        queue: String,
+        offers: Vec<Waiting>,
+    },
     Demands(Vec<Demand>),
-    Answers { queue: String, answers: Vec<(TaskId, Verdict)> },
+    Answers {
+        queue: String,
+        answers: Vec<(TaskId, Verdict)>,
+    },
     // From an owner to a distributor.
     Ownership(Vec<(String, i64)>),
-    Matches { queue: String, epoch: i64, matches: Vec<Match> },
+    Matches {
+        queue: String,
+        epoch: i64,
+        matches: Vec<Match>,
+    },
     /// The last message of a stream that its sender ends.
     End(Ended),
 }
 
 /// Opens or resumes a session.
 #[derive(Debug, Clone)]
-pub struct Hello {
+pub(crate) struct Hello {
     pub resume: Option<(SessionId, i64)>,
     pub previous: Option<SessionId>,
     pub name: String,
@@ -55,7 +81,7 @@ pub struct Hello {
 
 /// Work. The number stands for the spec: it names the [`crate::people::Plan`] of the task.
 #[derive(Debug, Clone, Copy)]
-pub struct Assignment {
+pub(crate) struct Assignment {
     pub seq: u64,
     pub lease: LeaseRef,
     pub number: u32,
@@ -64,7 +90,7 @@ pub struct Assignment {
 
 /// What became of a completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Report {
+pub(crate) enum Report {
     Recorded,
     Stale,
     Unavailable,
@@ -72,7 +98,7 @@ pub enum Report {
 
 /// What a session can take from a queue; closed when it has left.
 #[derive(Debug, Clone)]
-pub struct Demand {
+pub(crate) struct Demand {
     pub queue: String,
     pub receiver: u64,
     pub seq: u64,
@@ -83,7 +109,7 @@ pub struct Demand {
 
 /// What became of a match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     Claimed,
     Stale,
     Returned,
@@ -92,7 +118,7 @@ pub enum Verdict {
 
 /// A task and the receiver it is for.
 #[derive(Debug, Clone, Copy)]
-pub struct Match {
+pub(crate) struct Match {
     pub task: TaskId,
     pub receiver: u64,
     pub seq: u64,
@@ -100,7 +126,7 @@ pub struct Match {
 
 /// How a stream ended, as the other end hears it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// In order, or broken: nothing was said.
     Silent,
     /// SESSION_GONE.

@@ -2,7 +2,7 @@
 
 /// A planted bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mutant {
+pub(crate) enum Mutant {
     /// R5: a claim is taken whatever the epoch of its match.
     EpochIsNotChecked,
     /// R2: a claim is taken whatever the session's generation.
@@ -18,7 +18,11 @@ pub enum Mutant {
     /// R6: a match without an answer stays away from its window.
     MatchesLeak,
     /// R6: the numbers of one exchange stream are used on the next.
-    DemandNumbersLive,
+    DemandNumbersOutliveTheLink,
+    /// R6: the numbers of one epoch's matches are used in the next.
+    DemandNumbersOutliveTheEpoch,
+    /// A queue that one link has lost is not looked for on the others.
+    QueuesGoWithTheirLink,
     /// R3: feeds do not go back for rows that appear late.
     FeedsDoNotOverlap,
     /// R3: nothing reads a lane again.
@@ -42,7 +46,7 @@ pub enum Mutant {
 }
 
 /// Every one.
-pub const MUTANTS: [Mutant; 18] = [
+pub(crate) const MUTANTS: [Mutant; 20] = [
     Mutant::EpochIsNotChecked,
     Mutant::GenerationIsNotChecked,
     Mutant::StaleCompletionCounts,
@@ -50,7 +54,9 @@ pub const MUTANTS: [Mutant; 18] = [
     Mutant::DowntimeAgesLeases,
     Mutant::CreditsAdd,
     Mutant::MatchesLeak,
-    Mutant::DemandNumbersLive,
+    Mutant::DemandNumbersOutliveTheLink,
+    Mutant::DemandNumbersOutliveTheEpoch,
+    Mutant::QueuesGoWithTheirLink,
     Mutant::FeedsDoNotOverlap,
     Mutant::NothingIsSwept,
     Mutant::ClaimsAreRepeatedAnew,

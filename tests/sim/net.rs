@@ -11,15 +11,15 @@ use crate::{
 
 /// One stream; the number is never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct StreamId(pub u64);
+pub(crate) struct StreamId(pub u64);
 
 /// The ends: who called, and who was called.
-pub const CALLER: usize = 0;
-pub const CALLEE: usize = 1;
+pub(crate) const CALLER: usize = 0;
+pub(crate) const CALLEE: usize = 1;
 
 /// What a stream is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// From an orchestrator to a distributor.
     Session,
     /// From a distributor to the owner of queues.
@@ -38,7 +38,7 @@ struct Stream {
 
 /// Every stream, and which places cannot reach each other at present.
 #[derive(Default)]
-pub struct Net {
+pub(crate) struct Net {
     streams: Vec<Stream>,
     pub blocked: Vec<(usize, usize)>,
 }
@@ -49,15 +49,18 @@ impl Net {
     }
 
     /// Streams that are neither cut nor over.
-    pub fn open(&self) -> Vec<StreamId> {
+    pub(crate) fn open(&self) -> Vec<StreamId> {
         let open = |stream: &Stream| !stream.cut && stream.closed == [false; 2];
-        (0..self.streams.len()).filter(|&index| open(&self.streams[index])).map(|index| StreamId(index as u64)).collect()
+        (0..self.streams.len())
+            .filter(|&index| open(&self.streams[index]))
+            .map(|index| StreamId(index as u64))
+            .collect()
     }
 }
 
 impl World {
     /// Opens a stream with its first message. One that cannot be opened ends for the caller after a while.
-    pub fn connect(&mut self, kind: Kind, from: Pid, to: usize, first: Message) -> StreamId {
+    pub(crate) fn connect(&mut self, kind: Kind, from: Pid, to: usize, first: Message) -> StreamId {
         let id = StreamId(self.net.streams.len() as u64);
         let there = self.pid(to);
         let ends = [from, there.unwrap_or(Pid { index: to, life: u64::MAX })];
@@ -71,7 +74,7 @@ impl World {
     }
 
     /// Sends a message from one end. It is lost when the stream is cut, or will be before it arrives.
-    pub fn send(&mut self, id: StreamId, from: usize, message: Message) {
+    pub(crate) fn send(&mut self, id: StreamId, from: usize, message: Message) {
         let stream = &self.net.streams[id.0 as usize];
         if stream.cut || stream.closed[from] {
             return;
@@ -90,13 +93,13 @@ impl World {
     }
 
     /// One end ends the stream: what it has sent still arrives, then the other end hears of it.
-    pub fn end(&mut self, id: StreamId, from: usize, how: Ended) {
+    pub(crate) fn end(&mut self, id: StreamId, from: usize, how: Ended) {
         self.send(id, from, Message::End(how));
         self.net.streams[id.0 as usize].closed[from] = true;
     }
 
     /// Cuts the stream: what is under way is lost, and each end notices in its own time.
-    pub fn cut(&mut self, id: StreamId) {
+    pub(crate) fn cut(&mut self, id: StreamId) {
         let stream = &mut self.net.streams[id.0 as usize];
         if std::mem::replace(&mut stream.cut, true) {
             return;
@@ -111,7 +114,7 @@ impl World {
     }
 
     /// Cuts every stream of a place: its process is gone, or cannot be reached.
-    pub fn cut_all(&mut self, concerns: impl Fn(usize, usize) -> bool) {
+    pub(crate) fn cut_all(&mut self, concerns: impl Fn(usize, usize) -> bool) {
         for id in self.net.open() {
             let [one, other] = self.net.streams[id.0 as usize].ends;
             if concerns(one.index, other.index) {
@@ -121,7 +124,7 @@ impl World {
     }
 
     /// Whether this end of the stream is still there.
-    pub fn is_open(&self, id: StreamId, end: usize) -> bool {
+    pub(crate) fn is_open(&self, id: StreamId, end: usize) -> bool {
         !self.net.streams[id.0 as usize].closed[end]
     }
 }

@@ -18,7 +18,7 @@ use millrace_store::{Claim, Completion, Dispatch, NewTask, Requeue, SessionRow, 
 use crate::config::Config;
 
 /// The oracle's book.
-pub struct Oracle {
+pub(crate) struct Oracle {
     pub now: Duration,
     broken: Option<String>,
     pub tasks: BTreeMap<TaskId, Shadow>,
@@ -30,16 +30,17 @@ pub struct Oracle {
     runs: BTreeMap<u64, Run>,
     started: BTreeSet<LeaseRef>,
     served_ms: i64,
-    /// How long the database has been down in all, and how often its clock was set forward.
+    /// How long the database has been down in all, and how often it was, or its clock was set forward a little: each may
+    /// count as one tick.
     pub down: Duration,
-    pub jumps: u32,
+    pub slips: u32,
     strict_resume: bool,
     pub facts: Facts,
 }
 
 /// What happened, for reports and for worlds in which some of it must not happen.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
+pub(crate) struct Facts {
     pub claims: u64,
     pub lost: u64,
     pub requeued: u64,
@@ -54,7 +55,7 @@ pub struct Facts {
 
 /// A task as the oracle knows it.
 #[derive(Debug)]
-pub struct Shadow {
+pub(crate) struct Shadow {
     pub number: u32,
     /// A client has been told that it is stored.
     pub acked: bool,
@@ -84,7 +85,7 @@ struct Session {
     ttl: Duration,
     renewed: Duration,
     down_before: Duration,
-    jumps_before: u32,
+    slips_before: u32,
 }
 
 #[derive(Debug, Default)]
@@ -100,7 +101,7 @@ struct Run {
 }
 
 impl Oracle {
-    pub fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         Self {
             now: Duration::ZERO,
             broken: None,
@@ -112,19 +113,19 @@ impl Oracle {
             started: BTreeSet::new(),
             served_ms: 0,
             down: Duration::ZERO,
-            jumps: 0,
+            slips: 0,
             strict_resume: config.strict_resume,
             facts: Facts::default(),
         }
     }
 
     /// Notes a broken rule; the first is kept.
-    pub fn violation(&mut self, what: impl Into<String>) {
+    pub(crate) fn violation(&mut self, what: impl Into<String>) {
         self.broken.get_or_insert_with(|| what.into());
     }
 
     /// The first rule that was broken.
-    pub fn broken(&self) -> Option<&String> {
+    pub(crate) fn broken(&self) -> Option<&String> {
         self.broken.as_ref()
     }
 
@@ -136,7 +137,7 @@ impl Oracle {
 
     // ── Tasks in the database ───────────────────────────────────────────────────────────────────────────────────────
 
-    pub fn stored(&mut self, task: &NewTask) {
+    pub(crate) fn stored(&mut self, task: &NewTask) {
         let (id, number) = (task.envelope.id, crate::people::number(&task.spec));
         let first = *self.numbers.entry(number).or_insert(id);
         self.require(first == id, || format!("submission {number} was stored twice, as {first} and as {id} (R8, R11)"));
@@ -151,7 +152,7 @@ impl Oracle {
     }
 
     /// A client hears that its submission is stored.
-    pub fn acknowledged(&mut self, number: u32, id: TaskId) {
+    pub(crate) fn acknowledged(&mut self, number: u32, id: TaskId) {
         let known = self.numbers.get(&number) == Some(&id);
         self.require(known, || format!("submission {number} was acknowledged as {id}, which is not stored"));
         if let Some(shadow) = self.tasks.get_mut(&id) {
@@ -159,7 +160,7 @@ impl Oracle {
         }
     }
 
-    pub fn claimed(&mut self, claim: &Claim, dispatch: &Dispatch) {
+    pub(crate) fn claimed(&mut self, claim: &Claim, dispatch: &Dispatch) {
         let lease = dispatch.lease;
         let Some(shadow) = self.tasks.get_mut(&lease.task) else {
             return self.violation(format!("{lease:?} was claimed of a task that was never stored"));
@@ -186,7 +187,7 @@ impl Oracle {
         });
     }
 
-    pub fn completed(&mut self, completion: &Completion, state: Option<State>) {
+    pub(crate) fn completed(&mut self, completion: &Completion, state: Option<State>) {
         let lease = completion.lease;
         let Some(state) = state.filter(|state| state.is_terminal()) else {
             return self.violation(format!("{lease:?} was recorded as ended, and its task is {state:?}"));
@@ -205,7 +206,7 @@ impl Oracle {
         self.require(current && ours, || format!("a stale report of {lease:?} ended a task that was {phase:?} (R2)"));
     }
 
-    pub fn requeued(&mut self, requeue: &Requeue) {
+    pub(crate) fn requeued(&mut self, requeue: &Requeue) {
         let lease = requeue.lease;
         let Some(shadow) = self.tasks.get_mut(&lease.task) else { return };
         let phase = shadow.phase;
@@ -236,7 +237,7 @@ impl Oracle {
         }
     }
 
-    pub fn cancelled(&mut self, id: TaskId, state: State) {
+    pub(crate) fn cancelled(&mut self, id: TaskId, state: State) {
         let Some(shadow) = self.tasks.get_mut(&id) else { return };
         match (shadow.phase, state) {
             (Phase::Waiting, State::Cancelled) => shadow.phase = Phase::Done { state, lease: None },
@@ -246,13 +247,13 @@ impl Oracle {
         }
     }
 
-    pub fn expired(&mut self, id: TaskId) {
+    pub(crate) fn expired(&mut self, id: TaskId) {
         let Some(shadow) = self.tasks.get_mut(&id) else { return };
         let phase = std::mem::replace(&mut shadow.phase, Phase::Done { state: State::Expired, lease: None });
         self.require(phase == Phase::Waiting, || format!("{id} expired while it was {phase:?}"));
     }
 
-    pub fn retried(&mut self, id: TaskId) {
+    pub(crate) fn retried(&mut self, id: TaskId) {
         let Some(shadow) = self.tasks.get_mut(&id) else { return };
         let phase = std::mem::replace(&mut shadow.phase, Phase::Waiting);
         shadow.cancelling = false;
@@ -262,7 +263,7 @@ impl Oracle {
 
     // ── Sessions, queues and clocks ─────────────────────────────────────────────────────────────────────────────────
 
-    pub fn opened(&mut self, row: &SessionRow) {
+    pub(crate) fn opened(&mut self, row: &SessionRow) {
         let ttl = Duration::from_millis(row.session.ttl_ms as u64);
         let session = Session {
             generation: row.generation,
@@ -270,14 +271,14 @@ impl Oracle {
             ttl,
             renewed: self.now,
             down_before: self.down,
-            jumps_before: self.jumps,
+            slips_before: self.slips,
         };
         self.sessions.insert(row.session.id, session);
     }
 
     /// A resume was refused. While the session lives only its own orchestrator can have asked, so it is about to stop what it
     /// runs although nothing was wrong with it.
-    pub fn refused(&mut self, id: SessionId) {
+    pub(crate) fn refused(&mut self, id: SessionId) {
         if self.sessions.get(&id).is_some_and(|session| session.live) {
             self.facts.lost_resumes += 1;
             if self.strict_resume {
@@ -286,17 +287,19 @@ impl Oracle {
         }
     }
 
-    pub fn renewed(&mut self, id: SessionId, generation: i64) {
-        let (now, down, jumps) = (self.now, self.down, self.jumps);
+    pub(crate) fn renewed(&mut self, id: SessionId, generation: i64) {
+        let (now, down, slips) = (self.now, self.down, self.slips);
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let current = session.live && session.generation == generation;
         session.renewed = now;
         session.down_before = down;
-        session.jumps_before = jumps;
-        self.require(current, || format!("generation {generation} of session {id} was renewed, and is not current (R2)"));
+        session.slips_before = slips;
+        self.require(current, || {
+            format!("generation {generation} of session {id} was renewed, and is not current (R2)")
+        });
     }
 
-    pub fn closed(&mut self, id: SessionId) {
+    pub(crate) fn closed(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.live = false;
             session.generation += 1;
@@ -304,34 +307,34 @@ impl Oracle {
     }
 
     /// A lease may end only when the database has been up for as long, but for one tick that may have been counted before
-    /// the renewal, and for what a small step of its clock adds (R7).
-    pub fn reaped(&mut self, id: SessionId) {
+    /// the renewal, and one for each short outage and small step of its clock (R7).
+    pub(crate) fn reaped(&mut self, id: SessionId) {
         self.facts.reaped += 1;
-        let (now, down, jumps) = (self.now, self.down, self.jumps);
+        let (now, down, slips) = (self.now, self.down, self.slips);
         let Some(session) = self.sessions.get(&id) else { return };
-        let slack = Duration::from_millis(500) * (1 + jumps - session.jumps_before);
+        let slack = Duration::from_millis(500) * (1 + slips - session.slips_before);
         let aged = now.saturating_sub(session.renewed).saturating_sub(down - session.down_before);
         let (holds, ttl) = (aged + slack >= session.ttl, session.ttl);
         self.require(holds, || format!("session {id} with a lease of {ttl:?} was ended after {aged:?} (R7)"));
         self.closed(id);
     }
 
-    pub fn generation(&self, id: SessionId) -> Option<i64> {
+    pub(crate) fn generation(&self, id: SessionId) -> Option<i64> {
         self.sessions.get(&id).map(|session| session.generation)
     }
 
-    pub fn ticked(&mut self, tick: Tick) {
+    pub(crate) fn ticked(&mut self, tick: Tick) {
         let before = std::mem::replace(&mut self.served_ms, tick.clock.served_ms);
         self.require(before <= tick.clock.served_ms, || {
             format!("served time went back from {before} to {} (R7)", tick.clock.served_ms)
         });
     }
 
-    pub fn paused(&mut self, queue: &str, paused: bool) {
+    pub(crate) fn paused(&mut self, queue: &str, paused: bool) {
         self.queues.entry(queue.to_owned()).or_default().paused = paused;
     }
 
-    pub fn owned(&mut self, queue: &str, epoch: i64) {
+    pub(crate) fn owned(&mut self, queue: &str, epoch: i64) {
         let queue_row = self.queues.entry(queue.to_owned()).or_default();
         let before = std::mem::replace(&mut queue_row.epoch, epoch);
         self.require(before <= epoch, || format!("the epoch of {queue} went back from {before} to {epoch} (R5)"));
@@ -340,7 +343,7 @@ impl Oracle {
     // ── What orchestrators run ──────────────────────────────────────────────────────────────────────────────────────
 
     /// An executor is given an attempt.
-    pub fn started(&mut self, run: u64, lease: LeaseRef, place: usize) {
+    pub(crate) fn started(&mut self, run: u64, lease: LeaseRef, place: usize) {
         let first = self.started.insert(lease);
         self.require(first, || format!("{lease:?} was started twice"));
         let Some(shadow) = self.tasks.get(&lease.task) else {
@@ -374,32 +377,37 @@ impl Oracle {
     }
 
     /// Nothing of it runs any more.
-    pub fn stopped(&mut self, run: u64) {
+    pub(crate) fn stopped(&mut self, run: u64) {
         self.runs.remove(&run);
     }
 
     /// The process is gone, and what it ran with it.
-    pub fn crashed(&mut self, place: usize) {
+    pub(crate) fn crashed(&mut self, place: usize) {
         self.runs.retain(|_, run| run.place != place);
     }
 
     /// How many attempts of these submissions run.
-    pub fn running(&self, numbers: impl Fn(u32) -> bool) -> usize {
+    pub(crate) fn running(&self, numbers: impl Fn(u32) -> bool) -> usize {
         let number = |run: &&Run| self.tasks.get(&run.lease.task).is_some_and(|shadow| numbers(shadow.number));
         self.runs.values().filter(number).count()
     }
 
     // ── The end ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    /// Whether every task has ended.
+    pub(crate) fn all_ended(&self) -> bool {
+        self.tasks.values().all(|shadow| matches!(shadow.phase, Phase::Done { .. }))
+    }
+
     /// Tasks that have not ended, with what they do.
-    pub fn unfinished(&self) -> Vec<String> {
+    pub(crate) fn unfinished(&self) -> Vec<String> {
         let open = |(_, shadow): &(&TaskId, &Shadow)| !matches!(shadow.phase, Phase::Done { .. });
         let line = |(id, shadow): (&TaskId, &Shadow)| format!("{id} (submission {}) {:?}", shadow.number, shadow.phase);
         self.tasks.iter().filter(open).map(line).collect()
     }
 
     /// Every task is in the database as it ended here, and nowhere else: one outcome each.
-    pub fn check_ends(&mut self, store: &dyn Store) {
+    pub(crate) fn check_ends(&mut self, store: &dyn Store) {
         let mut wrong = Vec::new();
         for (id, shadow) in &self.tasks {
             let row = store.task(*id).ok().flatten();

@@ -1,21 +1,19 @@
-//! Clients that submit, cancel and retry, and an operator who pauses and deletes queues. They never crash; what they ask
-//! gets lost and is asked again with the same request key.
+//! Clients that submit. They never crash; an answer that does not come is asked for again with the same request key.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use millrace_core::{
     id::TaskId,
     retry::{OutcomeKind, RetryPolicy},
     time::Timestamp,
 };
-use millrace_store::{CancelResult, DeleteMode, DeleteResult, RetryResult};
 use rand::{Rng, rngs::SmallRng};
 use uuid::Uuid;
 
 use crate::{
-    config::{Config, FaultKind, Weather},
+    config::{Config, Weather},
     database::EPOCH_US,
-    host, replica,
+    operator, replica,
     world::{Pid, Target, World},
 };
 
@@ -25,7 +23,7 @@ const AGAIN: Duration = Duration::from_millis(700);
 
 /// What a submission asks for, and how its attempts will go.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     pub queue: &'static str,
     pub tenant: &'static str,
     pub rank: i32,
@@ -41,37 +39,51 @@ pub struct Plan {
 
 impl Plan {
     /// How the attempt of this number goes.
-    pub fn attempt(&self, number: i32) -> (Duration, OutcomeKind) {
+    pub(crate) fn attempt(&self, number: i32) -> (Duration, OutcomeKind) {
         let index = usize::try_from(number - 1).unwrap_or(0).min(self.attempts.len() - 1);
         self.attempts[index]
     }
 }
 
 /// The submission that a spec stands for.
-pub fn number(spec: &[u8]) -> u32 {
+pub(crate) fn number(spec: &[u8]) -> u32 {
     spec.try_into().map_or(u32::MAX, u32::from_le_bytes)
 }
 
 /// Every client and the operator.
-pub struct People {
+pub(crate) struct People {
     pub plans: Vec<Plan>,
     /// Submissions without an answer.
     pub open: usize,
     tries: Vec<u32>,
     settled: Vec<bool>,
     ids: Vec<Option<TaskId>>,
-    /// Requests of other kinds without an answer, by their keys.
-    pub asking: BTreeSet<Uuid>,
+    /// Requests of other kinds without an answer, by their keys, with how often each was made.
+    pub asking: BTreeMap<Uuid, u32>,
+    /// Pauses that somebody has yet to lift.
+    pub pauses: u32,
+    /// The first of the submissions that are to fill every slot, and how many slots there are.
+    pub probes: Option<(u32, usize)>,
 }
 
 impl People {
-    pub fn new(config: &Config, rng: &mut SmallRng) -> Self {
+    pub(crate) fn new(config: &Config, rng: &mut SmallRng) -> Self {
         let plans: Vec<Plan> = (0..config.tasks).map(|_| plan(config, rng)).collect();
         let count = plans.len();
-        Self { plans, open: 0, tries: vec![0; count], settled: vec![false; count], ids: vec![None; count], asking: BTreeSet::new() }
+        Self {
+            plans,
+            open: 0,
+            tries: vec![0; count],
+            settled: vec![false; count],
+            ids: vec![None; count],
+            asking: BTreeMap::new(),
+            pauses: 0,
+            probes: None,
+        }
     }
 
-    fn acknowledged(&self) -> Vec<TaskId> {
+    /// Tasks that clients know of.
+    pub(crate) fn acknowledged(&self) -> Vec<TaskId> {
         self.ids.iter().flatten().copied().collect()
     }
 }
@@ -119,7 +131,7 @@ fn plan(config: &Config, rng: &mut SmallRng) -> Plan {
 // ── Submissions ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// Lets the clients begin.
-pub fn start(world: &mut World) {
+pub(crate) fn start(world: &mut World) {
     for number in 0..world.config.tasks {
         let most = match world.config.weather {
             Weather::LateCommits => Duration::from_secs(4),
@@ -129,38 +141,11 @@ pub fn start(world: &mut World) {
         world.people.open += 1;
         world.after(at, Target::World, "submit", move |world| submit(world, number));
     }
-    if world.config.weather != Weather::Chaos {
-        return;
-    }
-    for _ in 0..world.config.tasks / 3 {
-        let at = world.span(Duration::ZERO, world.config.chaos);
-        let cancels = world.chance(0.6);
-        let request = asking(world);
-        world.after(at, Target::World, "steer", move |world| steer(world, cancels, request));
-    }
-    for kind in [FaultKind::Pause, FaultKind::DeleteQueue] {
-        for _ in 0..2 {
-            if world.config.faults.contains(&kind) {
-                let at = world.span(Duration::ZERO, world.config.chaos);
-                let request = asking(world);
-                world.after(at, Target::World, "operate", move |world| operate(world, kind, request));
-            }
-        }
-    }
-}
-
-fn asking(world: &mut World) -> Uuid {
-    let request = Uuid::from_u128(world.rng.random());
-    world.people.asking.insert(request);
-    request
-}
-
-fn answered(world: &mut World, request: Uuid) {
-    world.people.asking.remove(&request);
+    operator::start(world);
 }
 
 /// Adds a submission that was not planned from the start.
-pub fn submit_now(world: &mut World, plan: Plan) -> u32 {
+pub(crate) fn submit_now(world: &mut World, plan: Plan) -> u32 {
     let number = world.people.plans.len() as u32;
     world.people.plans.push(plan);
     world.people.tries.push(0);
@@ -190,7 +175,7 @@ fn submit(world: &mut World, number: u32) {
 
 /// What a client hears of a submission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     Stored(TaskId),
     /// Refused for good: nothing was stored.
     Refused,
@@ -199,7 +184,7 @@ pub enum Answer {
 }
 
 /// A replica answers a client; the answer may get lost.
-pub fn answer(world: &mut World, number: u32, answer: Answer) {
+pub(crate) fn answer(world: &mut World, number: u32, answer: Answer) {
     let delay = world.latency();
     let lost = !world.settling && world.config.weather == Weather::Chaos && world.chance(0.02);
     if lost {
@@ -233,153 +218,13 @@ fn settle(world: &mut World, number: u32) {
     }
 }
 
-fn some_replica(world: &mut World) -> Option<Pid> {
+/// A replica, if one runs where it was looked for.
+pub(crate) fn some_replica(world: &mut World) -> Option<Pid> {
     let place = world.pick(world.config.replicas);
     world.pid(place)
 }
 
-// ── Cancelling and retrying ─────────────────────────────────────────────────────────────────────────────────────────
-
-fn steer(world: &mut World, cancels: bool, request: Uuid) {
-    let ids = world.people.acknowledged();
-    if ids.is_empty() {
-        return answered(world, request);
-    }
-    let id = ids[world.pick(ids.len())];
-    ask(world, id, cancels, request);
-}
-
-fn ask(world: &mut World, id: TaskId, cancels: bool, request: Uuid) {
-    if !world.people.asking.contains(&request) {
-        return;
-    }
-    let Some(pid) = some_replica(world) else {
-        world.after(AGAIN, Target::World, "ask", move |world| ask(world, id, cancels, request));
-        return;
-    };
-    // A replica that crashes under the call does not answer: the client then asks another.
-    world.after(ANSWER, Target::World, "ask", move |world| {
-        if world.pid(pid.index) != Some(pid) {
-            ask(world, id, cancels, request);
-        }
-    });
-    let again = move |world: &mut World| {
-        world.after(AGAIN, Target::World, "ask", move |world| ask(world, id, cancels, request));
-    };
-    match cancels {
-        true => world.call(
-            pid,
-            "cancel",
-            move |db| db.cancel(id, request),
-            move |world, result| match result {
-                Ok(CancelResult::NotFound) => world.violation(format!("{id} was acknowledged and cannot be found")),
-                Ok(CancelResult::Done(row)) => {
-                    replica::hint_cancel(world, pid, &row);
-                    answered(world, request);
-                }
-                Ok(CancelResult::Finished(_)) => answered(world, request),
-                Err(_) => again(world),
-            },
-        ),
-        false => world.call(
-            pid,
-            "retry",
-            move |db| db.retry(id, request),
-            move |world, result| match result {
-                Ok(RetryResult::NotFound) => world.violation(format!("{id} was acknowledged and cannot be found")),
-                Ok(_) => answered(world, request),
-                Err(_) => again(world),
-            },
-        ),
-    }
-}
-
-// ── The operator ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-fn operate(world: &mut World, kind: FaultKind, request: Uuid) {
-    let place = world.pick(world.config.queues.len());
-    let queue = world.config.queues[place];
-    match kind {
-        FaultKind::Pause => {
-            let span = world.span(Duration::from_millis(200), Duration::from_secs(15));
-            let lifts_itself = world.chance(0.3);
-            let until = lifts_itself.then(|| EPOCH_US + world.db.offset_us + (world.now + span).as_micros() as i64);
-            pause(world, queue, Some(until), request);
-            let (at, resume) = (span * 2, asking(world));
-            world.after(at, Target::World, "resume", move |world| pause(world, queue, None, resume));
-        }
-        _ if queue == "default" => answered(world, request),
-        _ => {
-            let mode = match world.chance(0.5) {
-                true => DeleteMode::Drain,
-                false => DeleteMode::Move("default".into()),
-            };
-            delete(world, queue, mode, request);
-        }
-    }
-}
-
-/// Pauses a queue until some moment or for good, or resumes it.
-fn pause(world: &mut World, queue: &'static str, until: Option<Option<i64>>, request: Uuid) {
-    if !world.people.asking.contains(&request) {
-        return;
-    }
-    let again = move |world: &mut World| {
-        world.after(AGAIN, Target::World, "pause", move |world| pause(world, queue, until, request));
-    };
-    let Some(pid) = some_host(world) else { return again(world) };
-    world.after(ANSWER, Target::World, "pause", move |world| {
-        if world.pid(pid.index) != Some(pid) {
-            pause(world, queue, until, request);
-        }
-    });
-    world.call(
-        pid,
-        "pause",
-        move |db| db.pause(queue, until.map(|until| ("simulated".into(), until)), request),
-        move |world, result| match result {
-            Ok(_) => {
-                host::set_paused(world, pid, queue, until.is_some());
-                answered(world, request);
-            }
-            Err(_) => again(world),
-        },
-    );
-}
-
-fn delete(world: &mut World, queue: &'static str, mode: DeleteMode, request: Uuid) {
-    if !world.people.asking.contains(&request) {
-        return;
-    }
-    let (retried, given) = (mode.clone(), mode.clone());
-    let again = move |world: &mut World| {
-        world.after(AGAIN, Target::World, "delete", move |world| delete(world, queue, retried, request));
-    };
-    let Some(pid) = some_host(world) else { return again(world) };
-    world.after(ANSWER, Target::World, "delete", move |world| {
-        if world.pid(pid.index) != Some(pid) {
-            delete(world, queue, mode, request);
-        }
-    });
-    world.call(
-        pid,
-        "delete queue",
-        move |db| db.store().delete_queue(queue, &given, Some(request)),
-        move |world, result| match result {
-            Ok(DeleteResult::Routed(_) | DeleteResult::NotEmpty) => world.violation("a queue could not be deleted"),
-            Ok(_) => answered(world, request),
-            Err(_) => again(world),
-        },
-    );
-}
-
-fn some_host(world: &mut World) -> Option<Pid> {
-    let places = world.config.replicas + world.config.owners;
-    let place = world.pick(places);
-    world.pid(place)
-}
-
 /// The moment when a submission may first run.
-pub fn not_before(world: &World, plan: &Plan) -> Option<Timestamp> {
+pub(crate) fn not_before(world: &World, plan: &Plan) -> Option<Timestamp> {
     plan.not_before.map(|span| Timestamp(EPOCH_US + world.db.offset_us + (world.now + span).as_micros() as i64))
 }

@@ -11,7 +11,7 @@ const MAX_HOLD_BACK: Duration = Duration::from_secs(300);
 
 /// What the ownership loop sees.
 #[derive(Debug, Clone, Copy)]
-pub struct Seen {
+pub(crate) struct Seen {
     pub queue_service: bool,
     pub distributor: bool,
     pub streams: usize,
@@ -20,14 +20,14 @@ pub struct Seen {
 
 /// What the host does about queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stance {
+pub(crate) enum Stance {
     Take,
     Keep,
     GiveUp,
     HoldBack,
 }
 
-pub struct Policy {
+pub(crate) struct Policy {
     kind: MemberKind,
     absent_since: Option<Duration>,
     unreached_since: Option<Duration>,
@@ -36,11 +36,11 @@ pub struct Policy {
 }
 
 impl Policy {
-    pub fn new(kind: MemberKind) -> Self {
+    pub(crate) fn new(kind: MemberKind) -> Self {
         Self { kind, absent_since: None, unreached_since: None, held_until: None, next_hold: HOLD_BACK }
     }
 
-    pub fn next(&mut self, now: Duration, seen: Seen) -> Stance {
+    pub(crate) fn next(&mut self, now: Duration, seen: Seen) -> Stance {
         if seen.streams > 0 {
             self.held_until = None;
             self.next_hold = HOLD_BACK;

@@ -17,7 +17,7 @@ use millrace_store::{
 };
 
 use crate::{
-    claims::{self, ClaimItem},
+    claims::ClaimItem,
     ends::{self, EndItem},
     host::Host,
     links::{self, Links},
@@ -31,12 +31,12 @@ use crate::{
 };
 
 /// How long an assignment may go unreported before it is sent again.
-pub const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
 
 const ROUTING_TRIES: u32 = 5;
 
 /// While one batch is being written the next one gathers.
-pub struct Gate<T> {
+pub(crate) struct Gate<T> {
     pub waiting: Vec<T>,
     pub busy: bool,
 }
@@ -49,7 +49,7 @@ impl<T> Default for Gate<T> {
 
 impl<T> Gate<T> {
     /// Takes the next batch, if none is being written.
-    pub fn take(&mut self) -> Option<Vec<T>> {
+    pub(crate) fn take(&mut self) -> Option<Vec<T>> {
         if self.busy || self.waiting.is_empty() {
             return None;
         }
@@ -64,7 +64,7 @@ struct Submission {
     tries: u32,
 }
 
-pub struct Replica {
+pub(crate) struct Replica {
     pub member: MemberId,
     pub incarnation: Option<i16>,
     pub members: Vec<MemberRow>,
@@ -83,7 +83,7 @@ pub struct Replica {
 }
 
 /// Starts a replica in a place.
-pub fn start(world: &mut World, index: usize) {
+pub(crate) fn start(world: &mut World, index: usize) {
     let member = MemberId(world.uuid());
     let host = Host::new(world, member, MemberKind::Distributor, index);
     let replica = Replica {
@@ -111,12 +111,12 @@ pub fn start(world: &mut World, index: usize) {
 
 impl Replica {
     /// Another live distributor.
-    pub fn other(&self) -> Option<usize> {
+    pub(crate) fn other(&self) -> Option<usize> {
         let other = |member: &&MemberRow| member.kind == MemberKind::Distributor && member.id != self.member;
         self.members.iter().find(other).and_then(|member| member.endpoint.parse().ok())
     }
 
-    pub fn by_id(&self, id: SessionId) -> Option<u64> {
+    pub(crate) fn by_id(&self, id: SessionId) -> Option<u64> {
         self.by_id.get(&id).copied()
     }
 }
@@ -124,7 +124,7 @@ impl Replica {
 // ── Streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// A message from an orchestrator.
-pub fn received(world: &mut World, pid: Pid, stream: StreamId, message: Message) {
+pub(crate) fn received(world: &mut World, pid: Pid, stream: StreamId, message: Message) {
     let Some(replica) = world.replica(pid) else { return };
     if let Message::Hello(hello) = message {
         match replica.draining {
@@ -161,7 +161,7 @@ pub fn received(world: &mut World, pid: Pid, stream: StreamId, message: Message)
 }
 
 /// The stream is over.
-pub fn closed(world: &mut World, pid: Pid, stream: StreamId) {
+pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId) {
     let receiver = world.replica(pid).and_then(|replica| replica.by_stream.get(&stream).copied());
     if let Some(receiver) = receiver {
         leave(world, pid, receiver);
@@ -183,7 +183,7 @@ fn leave(world: &mut World, pid: Pid, receiver: u64) {
 }
 
 /// Ends a stay once what has gathered for it has gone out.
-pub fn end(world: &mut World, pid: Pid, receiver: u64, how: Ended) {
+pub(crate) fn end(world: &mut World, pid: Pid, receiver: u64, how: Ended) {
     if let Some(stay) = world.replica(pid).and_then(|replica| replica.stays.get_mut(&receiver)) {
         stay.end(how);
         flush(world, pid, receiver);
@@ -191,7 +191,7 @@ pub fn end(world: &mut World, pid: Pid, receiver: u64, how: Ended) {
 }
 
 /// Sends what has gathered, a moment later, so that more may gather.
-pub fn flush(world: &mut World, pid: Pid, receiver: u64) {
+pub(crate) fn flush(world: &mut World, pid: Pid, receiver: u64) {
     let Some(stay) = world.replica(pid).and_then(|replica| replica.stays.get_mut(&receiver)) else { return };
     if std::mem::replace(&mut stay.leaving, true) {
         return;
@@ -326,7 +326,7 @@ fn goodbye(world: &mut World, pid: Pid, receiver: u64) {
 }
 
 /// Tells the orchestrator at once when its stream is here.
-pub fn hint_cancel(world: &mut World, pid: Pid, row: &TaskRow) {
+pub(crate) fn hint_cancel(world: &mut World, pid: Pid, row: &TaskRow) {
     let (Some(session), Some(token)) = (row.session, row.token) else { return };
     let lease = LeaseRef { task: row.envelope.id, attempt: row.attempt, token };
     let Some(replica) = world.replica(pid) else { return };
@@ -400,7 +400,7 @@ fn settle_beats(
 // ── Submissions ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// A client's submission has arrived.
-pub fn submit(world: &mut World, pid: Pid, number: u32) {
+pub(crate) fn submit(world: &mut World, pid: Pid, number: u32) {
     let id = TaskId(world.uuid());
     let plan = world.people.plans[number as usize].clone();
     let not_before = people::not_before(world, &plan);

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// One stream of a session.
-pub struct Stay {
+pub(crate) struct Stay {
     pub receiver: u64,
     pub id: SessionId,
     pub generation: i64,
@@ -33,7 +33,8 @@ pub struct Stay {
     reserved: u32,
     held: Held,
     accepted: Vec<LeaseRef>,
-    demands: BTreeMap<String, Numbers>,
+    demands: BTreeMap<(String, StreamId), Numbers>,
+    demand_seq: u64,
     outbox: Outbox,
     pub ended: Option<Ended>,
     asked_for_held: bool,
@@ -41,10 +42,10 @@ pub struct Stay {
     pub leaving: bool,
 }
 
-#[derive(Default)]
+/// What has come of a queue's matches on one link. Their numbers begin anew with each epoch, because its matcher does.
+#[derive(Default, Clone, Copy)]
 struct Numbers {
-    link: Option<StreamId>,
-    seq: u64,
+    epoch: i64,
     acked: u64,
 }
 
@@ -60,7 +61,7 @@ struct Outbox {
 }
 
 impl Stay {
-    pub fn new(receiver: u64, id: SessionId, generation: i64, queues: Vec<String>, stream: StreamId) -> Self {
+    pub(crate) fn new(receiver: u64, id: SessionId, generation: i64, queues: Vec<String>, stream: StreamId) -> Self {
         Self {
             receiver,
             id,
@@ -73,6 +74,7 @@ impl Stay {
             held: Held::default(),
             accepted: Vec::new(),
             demands: BTreeMap::new(),
+            demand_seq: 0,
             outbox: Outbox::default(),
             ended: None,
             asked_for_held: false,
@@ -80,33 +82,36 @@ impl Stay {
         }
     }
 
-    pub fn grant(&mut self, seq: u64, credits: u32, acked: u64) -> bool {
+    pub(crate) fn grant(&mut self, seq: u64, credits: u32, acked: u64) -> bool {
         match self.mutant {
             Some(Mutant::CreditsAdd) => self.credits.grant(seq, credits + self.credits.available(), acked),
             _ => self.credits.grant(seq, credits, acked),
         }
     }
 
-    pub fn demand(&mut self, queue: &str, link: StreamId) -> Demand {
+    pub(crate) fn demand(&mut self, queue: &str, link: StreamId, epoch: i64) -> Demand {
         let credits = match self.ended {
             Some(_) => 0,
             None => self.credits.available().saturating_sub(self.reserved),
         };
-        let numbers = self.demands.entry(queue.to_owned()).or_default();
-        if numbers.link != Some(link) {
-            *numbers = match self.mutant {
-                Some(Mutant::DemandNumbersLive) => Numbers { link: Some(link), seq: numbers.seq, acked: numbers.acked },
-                _ => Numbers { link: Some(link), seq: 0, acked: 0 },
-            };
+        // A demand's number only rises, whichever link it goes over: an older one changes nothing anywhere.
+        self.demand_seq += 1;
+        let one_for_all_links = self.mutant == Some(Mutant::DemandNumbersOutliveTheLink);
+        let key = (queue.to_owned(), if one_for_all_links { StreamId(0) } else { link });
+        let numbers = self.demands.entry(key).or_default();
+        if numbers.epoch != epoch && self.mutant != Some(Mutant::DemandNumbersOutliveTheEpoch) {
+            numbers.acked = 0;
         }
-        numbers.seq += 1;
+        numbers.epoch = epoch;
         let (receiver, queue) = (self.receiver, queue.to_owned());
-        Demand { queue, receiver, seq: numbers.seq, credits, acked: numbers.acked, closed: false }
+        Demand { queue, receiver, seq: self.demand_seq, credits, acked: numbers.acked, closed: false }
     }
 
-    pub fn reserve(&mut self, queue: &str, link: StreamId, seq: u64) -> bool {
-        match self.demands.get_mut(queue) {
-            Some(numbers) if numbers.link == Some(link) => numbers.acked = numbers.acked.max(seq),
+    pub(crate) fn reserve(&mut self, queue: &str, link: StreamId, epoch: i64, seq: u64) -> bool {
+        let one_for_all_links = self.mutant == Some(Mutant::DemandNumbersOutliveTheLink);
+        let key = (queue.to_owned(), if one_for_all_links { StreamId(0) } else { link });
+        match self.demands.get_mut(&key) {
+            Some(numbers) if numbers.epoch == epoch => numbers.acked = numbers.acked.max(seq),
             _ => return false,
         }
         let free = self.ended.is_none() && self.credits.available() > self.reserved;
@@ -114,11 +119,11 @@ impl Stay {
         free
     }
 
-    pub fn unreserve(&mut self) {
+    pub(crate) fn unreserve(&mut self) {
         self.reserved = self.reserved.saturating_sub(1);
     }
 
-    pub fn assign(&mut self, dispatch: &Dispatch, now: Duration) {
+    pub(crate) fn assign(&mut self, dispatch: &Dispatch, now: Duration) {
         self.unreserve();
         if self.ended.is_some() {
             return;
@@ -128,7 +133,7 @@ impl Stay {
         self.outbox.assignments.push(assignment(dispatch, seq, false));
     }
 
-    pub fn send_again(&mut self, dispatches: &[Dispatch], now: Duration) {
+    pub(crate) fn send_again(&mut self, dispatches: &[Dispatch], now: Duration) {
         for dispatch in dispatches {
             if dispatch.state == State::Cancelling {
                 self.outbox.cancels.push(dispatch.lease);
@@ -139,7 +144,7 @@ impl Stay {
         }
     }
 
-    pub fn restore(&mut self, held: &[Dispatch], named: &BTreeSet<LeaseRef>, now: Duration) {
+    pub(crate) fn restore(&mut self, held: &[Dispatch], named: &BTreeSet<LeaseRef>, now: Duration) {
         for dispatch in held {
             self.held.assigned(dispatch.lease, now);
             if named.contains(&dispatch.lease) {
@@ -151,32 +156,32 @@ impl Stay {
         }
     }
 
-    pub fn accept(&mut self, leases: Vec<LeaseRef>) {
+    pub(crate) fn accept(&mut self, leases: Vec<LeaseRef>) {
         let news: Vec<LeaseRef> = leases.into_iter().filter(|lease| self.held.accepted(*lease)).collect();
         self.accepted.extend(news);
     }
 
-    pub fn leases(&self) -> Vec<LeaseRef> {
+    pub(crate) fn leases(&self) -> Vec<LeaseRef> {
         self.held.leases().collect()
     }
 
-    pub fn take_accepted(&mut self) -> Vec<LeaseRef> {
+    pub(crate) fn take_accepted(&mut self) -> Vec<LeaseRef> {
         let accepted = std::mem::take(&mut self.accepted);
         accepted.into_iter().filter(|lease| self.held.holds(*lease)).collect()
     }
 
-    pub fn give_back_accepted(&mut self, leases: Vec<LeaseRef>) {
+    pub(crate) fn give_back_accepted(&mut self, leases: Vec<LeaseRef>) {
         self.accepted.extend(leases);
     }
 
-    pub fn finish(&mut self, lease: LeaseRef, report: Report) {
+    pub(crate) fn finish(&mut self, lease: LeaseRef, report: Report) {
         if report != Report::Unavailable {
             self.held.ended(lease);
         }
         self.outbox.results.push((lease, report));
     }
 
-    pub fn check_digest(&mut self, count: usize, digest: u64) {
+    pub(crate) fn check_digest(&mut self, count: usize, digest: u64) {
         let same = self.held.len() == count && self.held.digest() == digest;
         if !same && !self.asked_for_held && self.mutant != Some(Mutant::ListsAreNotCompared) {
             self.asked_for_held = true;
@@ -184,14 +189,14 @@ impl Stay {
         }
     }
 
-    pub fn ask_for_held(&mut self) {
+    pub(crate) fn ask_for_held(&mut self) {
         if self.mutant != Some(Mutant::ListsAreNotCompared) {
             self.asked_for_held = true;
             self.outbox.send_held = true;
         }
     }
 
-    pub fn reconcile(
+    pub(crate) fn reconcile(
         &mut self,
         database: &[Dispatch],
         theirs: &[LeaseRef],
@@ -212,28 +217,28 @@ impl Stay {
         difference.missing
     }
 
-    pub fn overdue(&mut self, now: Duration, patience: Duration) -> Vec<LeaseRef> {
+    pub(crate) fn overdue(&mut self, now: Duration, patience: Duration) -> Vec<LeaseRef> {
         self.held.overdue(now, patience)
     }
 
-    pub fn cancel(&mut self, leases: impl IntoIterator<Item = LeaseRef>) {
+    pub(crate) fn cancel(&mut self, leases: impl IntoIterator<Item = LeaseRef>) {
         self.outbox.cancels.extend(leases);
     }
 
-    pub fn renewed(&mut self, seq: u64) {
+    pub(crate) fn renewed(&mut self, seq: u64) {
         self.outbox.heartbeat = Some(seq);
     }
 
-    pub fn go_away(&mut self, delay: Duration, to: Option<usize>) {
+    pub(crate) fn go_away(&mut self, delay: Duration, to: Option<usize>) {
         self.outbox.go_away = Some((delay, to));
     }
 
-    pub fn end(&mut self, how: Ended) {
+    pub(crate) fn end(&mut self, how: Ended) {
         self.ended.get_or_insert(how);
     }
 
     /// What has gathered, in the order in which it goes out.
-    pub fn messages(&mut self) -> Vec<Message> {
+    pub(crate) fn messages(&mut self) -> Vec<Message> {
         let outbox = std::mem::take(&mut self.outbox);
         let mut messages = Vec::new();
         if !outbox.results.is_empty() {

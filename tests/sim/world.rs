@@ -18,19 +18,25 @@ use crate::{
 /// How long a write of the hot path is tried again, as `write_patience` of the distributor.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Events kept for the report of a failing seed.
+/// Lines kept for the report of a failing seed.
 const KEPT_NOTES: usize = 400;
 
 /// A process in one of its lives: what is addressed to a life that has ended is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Pid {
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Pid {
     pub index: usize,
     pub life: u64,
 }
 
+impl std::fmt::Debug for Pid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "p{}.{}", self.index, self.life)
+    }
+}
+
 /// Whose event it is.
 #[derive(Debug, Clone, Copy)]
-pub enum Target {
+pub(crate) enum Target {
     /// Happens in any case.
     World,
     /// Happens while the process lives, and waits while it is stalled.
@@ -38,7 +44,7 @@ pub enum Target {
 }
 
 /// What runs in a process.
-pub enum Role {
+pub(crate) enum Role {
     Down,
     Replica(Box<Replica>),
     Owner(Box<Host>),
@@ -46,10 +52,12 @@ pub enum Role {
 }
 
 /// A place where a process runs.
-pub struct Process {
+pub(crate) struct Process {
     pub life: u64,
     pub role: Role,
-    pub stalled_until: Duration,
+    stalled_until: Duration,
+    /// What has happened to it since it stalled.
+    parked: Vec<Scheduled>,
     /// The session that an orchestrator has written to its disk.
     pub disk: Option<millrace_core::id::SessionId>,
 }
@@ -85,7 +93,7 @@ impl Ord for Scheduled {
 }
 
 /// Everything there is.
-pub struct World {
+pub(crate) struct World {
     pub now: Duration,
     pub rng: SmallRng,
     pub config: Config,
@@ -100,18 +108,32 @@ pub struct World {
     /// Changes with every event: two runs of a seed are the same when this is.
     pub trace: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
+    /// Events that come before those in the queue.
+    ready: VecDeque<Scheduled>,
     next_seq: u64,
     notes: Option<VecDeque<String>>,
+    kept_notes: usize,
 }
 
 impl World {
     /// An empty world. With `notes` it keeps what happened last.
-    pub fn new(seed: u64, config: impl FnOnce(&mut SmallRng) -> Config, mutant: Option<Mutant>, notes: bool) -> Self {
+    pub(crate) fn new(
+        seed: u64,
+        config: impl FnOnce(&mut SmallRng) -> Config,
+        mutant: Option<Mutant>,
+        notes: bool,
+    ) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let config = config(&mut rng);
         let people = People::new(&config, &mut rng);
         let processes = (0..config.processes())
-            .map(|_| Process { life: 0, role: Role::Down, stalled_until: Duration::ZERO, disk: None })
+            .map(|_| Process {
+                life: 0,
+                role: Role::Down,
+                stalled_until: Duration::ZERO,
+                parked: Vec::new(),
+                disk: None,
+            })
             .collect();
         Self {
             now: Duration::ZERO,
@@ -123,8 +145,10 @@ impl World {
             events: 0,
             trace: seed,
             queue: BinaryHeap::new(),
+            ready: VecDeque::new(),
             next_seq: 0,
             notes: notes.then(VecDeque::new),
+            kept_notes: crate::variable("MILLRACE_SIM_NOTES").map_or(KEPT_NOTES, |lines| lines as usize),
             rng,
             config,
             mutant,
@@ -134,7 +158,13 @@ impl World {
     // ── Time ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// Schedules an event.
-    pub fn after(&mut self, delay: Duration, target: Target, label: &'static str, run: impl FnOnce(&mut World) + 'static) {
+    pub(crate) fn after(
+        &mut self,
+        delay: Duration,
+        target: Target,
+        label: &'static str,
+        run: impl FnOnce(&mut World) + 'static,
+    ) {
         self.push(self.now + delay, target, label, Box::new(run));
     }
 
@@ -144,7 +174,7 @@ impl World {
     }
 
     /// Runs `step` of a process now and then, from a random moment of the first period on, until its life ends.
-    pub fn every(&mut self, pid: Pid, period: Duration, label: &'static str, step: fn(&mut World, Pid)) {
+    pub(crate) fn every(&mut self, pid: Pid, period: Duration, label: &'static str, step: fn(&mut World, Pid)) {
         fn again(world: &mut World, pid: Pid, period: Duration, label: &'static str, step: fn(&mut World, Pid)) {
             step(world, pid);
             world.after(period, Target::Process(pid), label, move |world| again(world, pid, period, label, step));
@@ -154,16 +184,17 @@ impl World {
     }
 
     /// Takes the next event. False when there is none.
-    pub fn step(&mut self) -> bool {
-        let Some(Reverse(event)) = self.queue.pop() else { return false };
-        self.now = event.at;
+    pub(crate) fn step(&mut self) -> bool {
+        let event = self.ready.pop_front().or_else(|| self.queue.pop().map(|Reverse(event)| event));
+        let Some(event) = event else { return false };
+        self.now = self.now.max(event.at);
         if let Target::Process(pid) = event.target {
-            let process = &self.processes[pid.index];
+            let process = &mut self.processes[pid.index];
             if process.life != pid.life || matches!(process.role, Role::Down) {
                 return true;
             }
             if process.stalled_until > self.now {
-                self.push(process.stalled_until, event.target, event.label, event.run);
+                process.parked.push(event);
                 return true;
             }
         }
@@ -177,22 +208,22 @@ impl World {
     // ── Chance ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// A span between two, both included.
-    pub fn span(&mut self, least: Duration, most: Duration) -> Duration {
+    pub(crate) fn span(&mut self, least: Duration, most: Duration) -> Duration {
         Duration::from_micros(self.rng.random_range(least.as_micros() as u64..=most.as_micros() as u64))
     }
 
     /// True with this probability.
-    pub fn chance(&mut self, probability: f64) -> bool {
+    pub(crate) fn chance(&mut self, probability: f64) -> bool {
         probability > 0.0 && self.rng.random_bool(probability)
     }
 
     /// One of these, by its index.
-    pub fn pick(&mut self, count: usize) -> usize {
+    pub(crate) fn pick(&mut self, count: usize) -> usize {
         self.rng.random_range(0..count)
     }
 
     /// How long a message or a call takes: mostly little, now and then much.
-    pub fn latency(&mut self) -> Duration {
+    pub(crate) fn latency(&mut self) -> Duration {
         let most = match self.chance(self.config.slow) && !self.settling {
             true => self.config.slow_latency,
             false => self.config.latency,
@@ -201,7 +232,7 @@ impl World {
     }
 
     /// A new UUID, later ones sorting later.
-    pub fn uuid(&mut self) -> Uuid {
+    pub(crate) fn uuid(&mut self) -> Uuid {
         let random: u64 = self.rng.random();
         Uuid::from_u128((self.now.as_micros() << 64) | u128::from(random))
     }
@@ -209,9 +240,27 @@ impl World {
     // ── Processes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// The present life of a place; none when nothing runs there.
-    pub fn pid(&self, index: usize) -> Option<Pid> {
+    pub(crate) fn pid(&self, index: usize) -> Option<Pid> {
         let process = &self.processes[index];
         (!matches!(process.role, Role::Down)).then_some(Pid { index, life: process.life })
+    }
+
+    /// Nothing happens in a process until this moment; then everything does that came meanwhile, in order.
+    pub(crate) fn stall(&mut self, index: usize, until: Duration) {
+        let process = &mut self.processes[index];
+        process.stalled_until = process.stalled_until.max(until);
+        self.after(until - self.now, Target::World, "wakes", move |world| {
+            if world.processes[index].stalled_until <= world.now {
+                world.wake(index);
+            }
+        });
+    }
+
+    /// Ends a stall.
+    pub(crate) fn wake(&mut self, index: usize) {
+        let process = &mut self.processes[index];
+        process.stalled_until = Duration::ZERO;
+        self.ready.extend(process.parked.drain(..));
     }
 
     fn role(&mut self, pid: Pid) -> Option<&mut Role> {
@@ -219,7 +268,7 @@ impl World {
         (process.life == pid.life).then_some(&mut process.role)
     }
 
-    pub fn replica(&mut self, pid: Pid) -> Option<&mut Replica> {
+    pub(crate) fn replica(&mut self, pid: Pid) -> Option<&mut Replica> {
         match self.role(pid) {
             Some(Role::Replica(replica)) => Some(replica),
             _ => None,
@@ -227,7 +276,7 @@ impl World {
     }
 
     /// The host of matchers in a queue service or a distributor.
-    pub fn host(&mut self, pid: Pid) -> Option<&mut Host> {
+    pub(crate) fn host(&mut self, pid: Pid) -> Option<&mut Host> {
         match self.role(pid) {
             Some(Role::Owner(host)) => Some(host),
             Some(Role::Replica(replica)) => Some(&mut replica.host),
@@ -235,7 +284,7 @@ impl World {
         }
     }
 
-    pub fn orchestrator(&mut self, pid: Pid) -> Option<&mut Orchestrator> {
+    pub(crate) fn orchestrator(&mut self, pid: Pid) -> Option<&mut Orchestrator> {
         match self.role(pid) {
             Some(Role::Orchestrator(orchestrator)) => Some(orchestrator),
             _ => None,
@@ -245,7 +294,7 @@ impl World {
     // ── The database ────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// Makes one call to the database, without a second try.
-    pub fn call<T: 'static>(
+    pub(crate) fn call<T: 'static>(
         &mut self,
         pid: Pid,
         label: &'static str,
@@ -258,7 +307,7 @@ impl World {
 
     /// Makes a write as the distributor's gates do: again after every error that may pass, for as long as patience lasts. The
     /// closure is told whether an earlier try may have been committed (R8).
-    pub fn persist<T: 'static>(
+    pub(crate) fn persist<T: 'static>(
         &mut self,
         pid: Pid,
         label: &'static str,
@@ -301,9 +350,9 @@ impl World {
     // ── Notes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// Keeps a line for the report of a failing seed; made only when there will be one.
-    pub fn note(&mut self, line: impl FnOnce() -> String) {
+    pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
         if let Some(notes) = &mut self.notes {
-            if notes.len() == KEPT_NOTES {
+            if notes.len() == self.kept_notes {
                 notes.pop_front();
             }
             notes.push_back(format!("{:>12.6} {}", self.now.as_secs_f64(), line()));
@@ -311,12 +360,12 @@ impl World {
     }
 
     /// The lines kept.
-    pub fn notes(&self) -> impl Iterator<Item = &String> {
+    pub(crate) fn notes(&self) -> impl Iterator<Item = &String> {
         self.notes.iter().flatten()
     }
 
     /// Notes that a rule was broken; the first one is reported.
-    pub fn violation(&mut self, what: impl Into<String>) {
+    pub(crate) fn violation(&mut self, what: impl Into<String>) {
         self.db.oracle.violation(what);
     }
 }

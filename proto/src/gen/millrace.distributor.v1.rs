@@ -101,7 +101,8 @@ pub struct Hello {
     /// expired, after which a new one must be opened and what was held must be stopped.
     #[prost(string, tag = "1")]
     pub session_id: ::prost::alloc::string::String,
-    /// The generation that Welcome gave; required when resuming.
+    /// The generation that the last Welcome gave; required when resuming. A Welcome may have been lost, so an earlier one of the
+    /// same session resumes too.
     #[prost(int64, tag = "2")]
     pub generation: i64,
     /// A name for people, unique among the fleet by convention. 1 to 128 bytes.

@@ -178,15 +178,27 @@ pub(crate) async fn serve(
         outbox: Mutex::default(),
         wake: Notify::new(),
     });
-    let result = exchange(shared, &link, owner, endpoint, kind).await;
-    lock(&link.outbox).ended = true;
-    link.wake.notify_one();
-    let mut table = lock(&shared.links.table);
-    if table.by_owner.get(&owner).is_some_and(|held| held.id == link.id) {
-        table.by_owner.remove(&owner);
+    let serving = Serving { shared, link, owner };
+    exchange(shared, &serving.link, owner, endpoint, kind).await
+}
+
+/// Ends a link however serving it ends, also when it is dropped: the outgoing half would otherwise go on.
+struct Serving<'a> {
+    shared: &'a Shared,
+    link: Arc<Link>,
+    owner: MemberId,
+}
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        lock(&self.link.outbox).ended = true;
+        self.link.wake.notify_one();
+        let mut table = lock(&self.shared.links.table);
+        if table.by_owner.get(&self.owner).is_some_and(|held| held.id == self.link.id) {
+            table.by_owner.remove(&self.owner);
+        }
+        table.by_queue.retain(|_, (held, _)| held.id != self.link.id);
     }
-    table.by_queue.retain(|_, (held, _)| held.id != link.id);
-    result
 }
 
 async fn exchange(

@@ -88,7 +88,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let tasks: Vec<TaskId> = tokio::select! {
-            () = shared.context.shutdown.grace_over() => return,
+            () = shared.context.shutdown.draining() => return,
             () = shared.watches.wake.notified() => {
                 std::mem::take(&mut *lock(&shared.watches.changed)).into_iter().collect()
             }

@@ -10,6 +10,7 @@ use millrace_proto::queue::v1::answer::Verdict;
 use millrace_queue::HostSettings;
 use millrace_store::{Claimed, MemberKind, MemberRow, Store};
 use tokio::time::Instant;
+use tonic::Code;
 use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(1_000_000);
@@ -129,7 +130,29 @@ async fn r5_a_distributor_stands_in_and_yields_to_a_queue_service() {
     // The service goes, and the distributor stands in again.
     service.shutdown.begin();
     database.store.remove_member(member.id).unwrap();
-    peer.hears_owned(&["default"]).await;
+    assert!(distributor.owns(&["default"]).await[0] > second);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r6_a_queue_that_is_owned_again_gets_a_new_stream_for_its_numbers() {
+    let database = Database::new();
+    let process = Process::queue(&database, 1);
+    process.owns(&["default"]).await;
+    let mut peer = Peer::open(&process.host, hello(&database)).await;
+    database.submit(3);
+    peer.demand(1, 1, 0).await;
+    assert_eq!(peer.one().await.seq, 1);
+    let (owner, queues) = (MemberId(Uuid::from_u128(1)), ["default".to_owned()]);
+    database.store.release_queues(owner, &queues).unwrap();
+    // On the old stream the session has seen match 1; the new matcher has sent none.
+    assert_eq!(peer.error().await.code(), Code::Aborted);
+    let mut peer = Peer::open(&process.host, hello(&database)).await;
+    peer.demand(1, 3, 0).await;
+    let mut seqs = Vec::new();
+    while seqs.len() < 3 {
+        seqs.extend(peer.matches().await.matches.iter().map(|matched| matched.seq));
+    }
+    assert_eq!(seqs, [1, 2, 3]);
 }
 
 #[tokio::test(start_paused = true)]

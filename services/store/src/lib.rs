@@ -9,7 +9,7 @@
 
 mod batch;
 mod error;
-mod memory;
+pub mod memory;
 pub mod migrate;
 mod open;
 mod postgres;
@@ -91,8 +91,8 @@ pub trait Store: Send + Sync + 'static {
     /// Opens a session with generation 1. Opening it again with the same id, while its generation is still 1, returns it.
     fn open_session(&self, session: &NewSession) -> Result<SessionRow>;
 
-    /// Takes a session over under a new generation, renews its lease, and lists what it holds. Only a live session with
-    /// this generation. A lease that has run out but has not been reaped yet may be resumed.
+    /// Takes a session over under a new generation, renews its lease, and lists what it holds. Only a live session, by any
+    /// generation that it has had: an orchestrator whose Welcome was lost knows only the one before. A lease that has run out but has not been reaped yet may be resumed.
     fn resume_session(&self, session: SessionId, generation: i64, replica: &str) -> Result<Resumed>;
 
     /// Ends a session: `Some(generation)` only that generation, `None` whichever. What it holds is left for [`Store::orphans`].

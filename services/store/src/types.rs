@@ -175,7 +175,7 @@ pub struct Completion {
     pub state: State,
     /// How the attempt ended.
     pub outcome: Outcome,
-    /// What has been spent, this attempt included.
+    /// What has been spent, this attempt included; the row's own count stays when it is higher, so a success can say 0.
     pub failures: i32,
     /// The same for attempts lost.
     pub losses: i32,

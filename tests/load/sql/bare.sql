@@ -4,7 +4,7 @@
 \set token random(1, 9000000000000000000)
 WITH new AS (
     INSERT INTO bare (id, queue, priority, state, payload)
-    SELECT (lpad(to_hex(:batch), 16, '0') || lpad(to_hex(i), 16, '0'))::uuid, 'default', 0, 1, convert_to(repeat('x', 500), 'UTF8')
+    SELECT (lpad(to_hex(:batch::bigint), 16, '0') || lpad(to_hex(i), 16, '0'))::uuid, 'default', 0, 1, convert_to(repeat('x', 500), 'UTF8')
     FROM generate_series(1, 500) AS i
     RETURNING id
 ) SELECT array_agg(id) AS ids FROM new \gset

@@ -9,7 +9,7 @@ WITH item AS MATERIALIZED (
         ''::text AS trace_context, 1::smallint AS format, 1::smallint AS min_reader, NULL::bigint AS not_before_us,
         NULL::bigint AS expire_after_us, 1::bigint AS route_version, REQUEST AS request,
         convert_to(repeat('x', 500), 'UTF8') AS spec
-    FROM (SELECT (lpad(to_hex(:batch), 16, '0') || lpad(to_hex(i), 16, '0'))::uuid AS id FROM generate_series(1, 500) AS i) AS ids
+    FROM (SELECT (lpad(to_hex(:batch::bigint), 16, '0') || lpad(to_hex(i), 16, '0'))::uuid AS id FROM generate_series(1, 500) AS i) AS ids
 ), open_queue AS MATERIALIZED (
     SELECT name FROM queues WHERE name = ANY (ARRAY['default']) AND NOT draining ORDER BY name FOR KEY SHARE
 ), clock AS MATERIALIZED (

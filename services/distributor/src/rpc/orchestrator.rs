@@ -124,6 +124,9 @@ async fn open(shared: &Arc<Shared>, hello: &wire::Hello) -> Result<SessionRow, F
         let closed = shared.blocking(move |store| store.close_session(previous, None)).await?;
         if closed {
             tracing::info!(session = %previous, "an orchestrator has restarted; its previous session is closed");
+            if let Some(here) = shared.sessions.by_id(previous) {
+                here.end(Some(super::session_gone()));
+            }
             shared.reap.notify_one();
         }
     }

@@ -94,6 +94,7 @@ impl Actor {
         loop {
             let deadline = (!self.more).then_some(self.maintain_at);
             if !self.inputs.gather(&mut batch, &mut self.results, deadline).await {
+                self.metrics.clear();
                 return;
             }
             self.take(&mut batch);

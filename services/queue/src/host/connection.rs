@@ -37,7 +37,8 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: Connection, mut inbou
     let _open = OpenStream::new(&shared);
     tracing::info!(connection = connection.0, replica = %hello.replica, newest_format = hello.newest_format, "exchange opened");
     let owned = shared.owned.subscribe();
-    let mut link = Link { shared: &shared, connection, hello, outbox: &outbox, owned, opened: HashMap::new() };
+    let (opened, numbers) = (HashMap::new(), HashMap::new());
+    let mut link = Link { shared: &shared, connection, hello, outbox: &outbox, owned, opened, numbers };
     let ended = link.run(&mut inbound).await;
     for (_, mailbox) in link.opened.into_values() {
         // An actor that has ended needs no word of it.
@@ -98,6 +99,8 @@ struct Link<'a> {
     owned: watch::Receiver<Arc<OwnedQueues>>,
     /// The matchers that know of this connection, with their numbers, by queue.
     opened: HashMap<Arc<str>, (u64, Mailbox)>,
+    /// The number of the matcher that each queue has had on this stream.
+    numbers: HashMap<Arc<str>, u64>,
 }
 
 impl Link<'_> {
@@ -105,13 +108,13 @@ impl Link<'_> {
         let (shared, outbox) = (self.shared, self.outbox.clone());
         let (gone, closing) = (outbox.gone(), shared.closing.cancelled());
         tokio::pin!(gone, closing);
-        self.announce().await;
+        self.announce().await?;
         loop {
             tokio::select! {
                 biased;
                 () = &mut gone => return Ok(()),
                 changed = self.owned.changed() => match changed {
-                    Ok(()) => self.announce().await,
+                    Ok(()) => self.announce().await?,
                     Err(_) => return Ok(()),
                 },
                 () = &mut closing => return Ok(()),
@@ -129,12 +132,19 @@ impl Link<'_> {
 
     /// Makes this connection known to the matchers that are ours, then tells the distributor which they are: demand comes
     /// only after that, so a matcher knows the connection before its demand.
-    async fn announce(&mut self) {
+    ///
+    /// Demand and matches are numbered by the stream, and a matcher starts anew. So a queue that was lost and is ours again
+    /// needs a new stream, which is the error here; that is rare, and cheaper than to carry the numbers over.
+    async fn announce(&mut self) -> Result<(), Fault> {
         let owned = self.owned.borrow_and_update().clone();
         self.opened.retain(|queue, (number, _)| owned.get(queue).is_some_and(|owned| owned.number == *number));
         for (queue, owned) in owned.iter() {
             if self.opened.contains_key(queue) {
                 continue;
+            }
+            if self.numbers.insert(queue.clone(), owned.number).is_some() {
+                let message = format!("the queue `{queue}` has a new matcher; open another stream");
+                return Err(Fault::aborted("QUEUE_REGAINED", message));
             }
             let mailbox = owned.mailbox.clone();
             let open = Command::Open {
@@ -147,6 +157,7 @@ impl Link<'_> {
             }
         }
         self.outbox.announce(wire::ownership(self.shared.member, &owned));
+        Ok(())
     }
 
     /// Passes one message on. What is about a queue that is not ours is ignored: the distributor will hear, or has heard,
@@ -204,5 +215,77 @@ impl Link<'_> {
         if items > 0 {
             self.shared.metrics.unreadable.inc_by(items as u64);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt;
+    use millrace_core::{
+        id::{MemberId, TaskId},
+        time::Timestamp,
+    };
+    use millrace_runtime::{metrics::Metrics, shutdown::Shutdown};
+    use millrace_store::MemoryStore;
+    use prometheus_client::metrics::counter::Counter;
+    use tokio::sync::mpsc;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{Host, HostContext, HostSettings};
+
+    fn host() -> Host {
+        let (store, _clock) = MemoryStore::settable(Timestamp(1_700_000_000_000_000));
+        let context = HostContext {
+            store: Arc::new(store),
+            member_id: MemberId(Uuid::from_u128(1)),
+            kind: MemberKind::Queue,
+            endpoint: "http://one".into(),
+            shutdown: Shutdown::new(Duration::from_secs(1)),
+            metrics: Metrics::new(),
+        };
+        Host::start(HostSettings::default(), context)
+    }
+
+    fn offers(count: u128) -> proto::Offers {
+        let offer = |number| proto::Offer {
+            task_id: TaskId(Uuid::from_u128(number)).as_bytes().to_vec().into(),
+            tenant: "acme".into(),
+            min_reader: 1,
+            ..Default::default()
+        };
+        proto::Offers { queue: "q".into(), offers: (0..count).map(offer).collect() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_mailbox_drops_offers_and_holds_demand_back() {
+        let host = host();
+        let ((commands, mut inbox), (offer_sender, mut offer_inbox)) = (mpsc::channel(1), mpsc::channel(1));
+        let mailbox = Mailbox { commands, offers: offer_sender, dropped: Counter::default() };
+        let dropped = mailbox.dropped.clone();
+        let hello = Hello { replica: MemberId(Uuid::nil()), newest_format: 1, incarnation: 1 };
+        let link = Link {
+            shared: &host.shared,
+            connection: Connection(1),
+            hello,
+            outbox: &Outbox::new(1),
+            owned: host.shared.owned.subscribe(),
+            opened: HashMap::from([("q".into(), (1, mailbox))]),
+            numbers: HashMap::new(),
+        };
+        link.offers(offers(2));
+        link.offers(offers(3));
+        assert_eq!((offer_inbox.recv().await.map(|offers| offers.len()), dropped.get()), (Some(2), 3));
+
+        let demand = proto::Demand { queue: "q".into(), ..Default::default() };
+        link.demands(std::slice::from_ref(&demand)).await;
+        let second = link.demands(std::slice::from_ref(&demand));
+        tokio::pin!(second);
+        assert!(second.as_mut().now_or_never().is_none(), "it waits");
+        inbox.recv().await;
+        second.await;
+        assert!(inbox.recv().await.is_some(), "and is not lost");
     }
 }

@@ -89,7 +89,7 @@ impl HostMetrics {
         }
     }
 
-    /// Drops the series of a queue that is owned no longer.
+    /// Drops the series of a queue that exists no longer.
     pub(super) fn forget(&self, queue: &str) {
         let labels = QueueLabels { queue: queue.to_owned() };
         for counters in [&self.offers, &self.dropped, &self.recovered, &self.matches] {
@@ -130,6 +130,13 @@ impl QueueMetrics {
             Verdict::Refused => 3,
         };
         self.verdicts[index].inc();
+    }
+
+    /// Shows that there is no matcher any more.
+    pub(super) fn clear(&self) {
+        for gauge in [&self.window, &self.demand, &self.unanswered] {
+            gauge.set(0);
+        }
     }
 
     /// Counts matches whose answers did not come in time.

@@ -204,7 +204,8 @@ impl Host {
     ///
     /// Errors come as the stream's last item: INVALID_ARGUMENT when the first message is no hello or a later one cannot be
     /// understood, FAILED_PRECONDITION WRONG_INCARNATION, FAILED_PRECONDITION NOT_OWNER (a distributor's host that owns no
-    /// queue), RESOURCE_EXHAUSTED when the caller does not read its matches, UNAVAILABLE while the process stops or
+    /// queue), ABORTED QUEUE_REGAINED when a queue was lost and is this host's again, whose numbers then start on a new
+    /// stream, RESOURCE_EXHAUSTED when the caller does not read its matches, UNAVAILABLE while the process stops or
     /// the database cannot say which incarnation it has.
     pub fn exchange(
         &self,

@@ -150,6 +150,9 @@ impl Ownership {
         }
         self.drop_matchers(&moved, "the gate has another epoch");
         self.drop_matchers(&deleted, "the queue is gone");
+        for queue in &deleted {
+            self.shared.metrics.forget(queue);
+        }
     }
 
     /// Takes the queues that nobody owns, and those that are ours by a call whose answer was lost.
@@ -276,7 +279,6 @@ impl Ownership {
             for queue in queues {
                 if let Some(owned) = owned.remove(queue.as_str()) {
                     owned.stop.cancel();
-                    self.shared.metrics.forget(queue);
                     tracing::info!(queue, epoch = owned.epoch, why, "queue given up");
                 }
             }
@@ -284,8 +286,14 @@ impl Ownership {
     }
 
     fn publish(&self, change: impl FnOnce(&mut OwnedQueues)) {
-        self.shared.owned.send_modify(|owned| change(Arc::make_mut(owned)));
-        self.shared.metrics.owned.set(self.shared.owned.borrow().len() as i64);
+        let mut more = 0;
+        self.shared.owned.send_modify(|owned| {
+            let before = owned.len() as i64;
+            change(Arc::make_mut(owned));
+            more = owned.len() as i64 - before;
+        });
+        // Another host of this process may count in the same series.
+        self.shared.metrics.owned.inc_by(more);
     }
 
     fn ttl_ms(&self) -> i64 {
@@ -297,5 +305,37 @@ impl Snapshot {
     /// Three small reads. They need not be of one moment: what matters is decided by the calls that follow.
     fn read(store: &dyn Store) -> Result<Self, StoreError> {
         Ok(Self { members: store.members()?, owners: store.owners()?, queues: store.routing()?.queues })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_core::{id::MemberId, time::Timestamp};
+    use millrace_runtime::{metrics::Metrics, shutdown::Shutdown};
+    use millrace_store::MemoryStore;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{Host, HostContext, HostSettings};
+
+    #[tokio::test(start_paused = true)]
+    async fn r5_a_matcher_that_fails_is_followed_by_one_with_a_new_epoch() {
+        let (store, _clock) = MemoryStore::settable(Timestamp(1_700_000_000_000_000));
+        let context = HostContext {
+            store: Arc::new(store),
+            member_id: MemberId(Uuid::from_u128(1)),
+            kind: MemberKind::Queue,
+            endpoint: "http://one".into(),
+            shutdown: Shutdown::new(Duration::from_secs(1)),
+            metrics: Metrics::new(),
+        };
+        let host = Host::start(HostSettings::default(), context);
+        let owned = host.wait_owned(|owned| !owned.is_empty()).await;
+        assert_eq!(owned, Some(vec![("default".to_owned(), 1)]));
+        // Its end without an order is what a panic would look like.
+        host.shared.owned.borrow()["default"].stop.cancel();
+        let owned = host.wait_owned(|owned| owned.iter().any(|(_, epoch)| *epoch > 1)).await;
+        assert_eq!(owned, Some(vec![("default".to_owned(), 2)]));
+        assert!(!host.shared.owned.borrow()["default"].is_dead());
     }
 }

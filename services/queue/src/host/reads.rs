@@ -278,3 +278,61 @@ fn lane_key(lane: &Lane) -> LaneKey {
 fn rows(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use millrace_core::id::TaskId;
+    use millrace_store::MemoryStore;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const NOW: Duration = Duration::ZERO;
+
+    fn entry(number: u128) -> Entry {
+        Entry { id: TaskId(Uuid::from_u128(number)), ready_at: Timestamp(1), expires_at: None, min_reader: 1 }
+    }
+
+    fn reads() -> (Reads, mpsc::Receiver<Read>) {
+        let (store, _clock) = MemoryStore::settable(Timestamp(1_700_000_000_000_000));
+        Reads::new("default".into(), Arc::new(store), Arc::new(Semaphore::new(1)), Duration::from_secs(5))
+    }
+
+    #[tokio::test]
+    async fn r3_offers_for_a_lane_that_is_being_read_are_kept_until_it_has_been() {
+        let (mut reads, mut results) = reads();
+        let lane = Lane { rank: 0, tenant: "acme".into() };
+        assert!(!reads.defer(&lane, entry(1)), "it is not being read");
+        reads.feed(Feed { lane: lane.clone(), after: (Timestamp(0), TaskId(Uuid::nil())), limit: 10 });
+        assert!(reads.defer(&lane, entry(2)) && reads.defer(&lane, entry(3)));
+        assert!(!reads.defer(&Lane { rank: 1, ..lane.clone() }, entry(4)), "another lane");
+        let Some(Read::Feed(feed, result)) = results.recv().await else { panic!("a feed") };
+        let (page, offers) = reads.fed(&feed.lane, result, NOW);
+        assert!(page.is_some_and(|page| page.exhausted && page.rows.is_empty()));
+        assert_eq!(offers, [entry(2), entry(3)]);
+        assert_eq!((reads.deferred, reads.feeds_free(NOW)), (0, FEEDS));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_fed_for_a_while_after_a_failure() {
+        let (mut reads, _results) = reads();
+        let lane = Lane { rank: 0, tenant: "acme".into() };
+        let failure = || StoreError::Timeout("by the test".into());
+        assert!(reads.fed(&lane, Err(failure()), NOW).0.is_none());
+        assert_eq!((reads.feeds_free(NOW), reads.feeds_free(AFTER_FAILURE)), (0, FEEDS));
+        assert!(reads.discovered(Err(failure()), NOW).is_empty());
+        assert_eq!(reads.failures, 2);
+        assert!(reads.discovered(Ok(Vec::new()), NOW).is_empty());
+        assert_eq!(reads.failures, 0);
+    }
+
+    #[tokio::test]
+    async fn lanes_are_listed_page_by_page_then_again_after_a_while() {
+        let (mut reads, _results) = reads();
+        let page: Vec<LaneKey> = (0..LANES).map(|n| LaneKey { tenant: format!("t{n:04}"), rank: 0 }).collect();
+        assert_eq!(reads.discovered(Ok(page.clone()), NOW).len(), page.len());
+        assert_eq!((reads.discovery.at, reads.discovery.after.as_ref()), (NOW, page.last()));
+        reads.discovered(Ok(page[..1].to_vec()), NOW);
+        assert_eq!((reads.discovery.at, reads.discovery.after.as_ref()), (Duration::from_secs(5), None));
+    }
+}

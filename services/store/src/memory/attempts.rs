@@ -54,8 +54,8 @@ impl Model {
                 return Err(StoreError::Internal(format!("a task that is {held} cannot be completed as {wanted}")));
             }
         };
-        task.failures = completion.failures;
-        task.losses = completion.losses;
+        task.failures = task.failures.max(completion.failures);
+        task.losses = task.losses.max(completion.losses);
         self.finish(now, lease.task, event, completion.outcome.clone())?;
         Ok(Completed::Recorded)
     }

@@ -137,11 +137,17 @@ impl Store for MemoryStore {
     }
 
     fn renew_member(&self, member: &MemberRow, ttl_ms: i64) -> Result<()> {
-        self.write("renew_member", |model, now| Ok(model.renew_member(now, member, ttl_ms)))
+        self.write("renew_member", |model, now| {
+            model.renew_member(now, member, ttl_ms);
+            Ok(())
+        })
     }
 
     fn remove_member(&self, member: MemberId) -> Result<()> {
-        self.write("remove_member", |model, _| Ok(model.remove_member(member)))
+        self.write("remove_member", |model, _| {
+            model.remove_member(member);
+            Ok(())
+        })
     }
 
     fn members(&self) -> Result<Vec<MemberRow>> {
@@ -335,7 +341,10 @@ impl Store for MemoryStore {
     }
 
     fn release_queues(&self, owner: MemberId, queues: &[String]) -> Result<()> {
-        self.write("release_queues", |model, _| Ok(model.release_queues(owner, queues)))
+        self.write("release_queues", |model, _| {
+            model.release_queues(owner, queues);
+            Ok(())
+        })
     }
 
     fn trim_finished(&self, keep: Duration) -> Result<i64> {
@@ -351,6 +360,9 @@ impl Store for MemoryStore {
     }
 
     fn audit(&self, entry: &Audit) -> Result<()> {
-        self.write("audit", |model, now| Ok(model.audit.push((now, entry.clone()))))
+        self.write("audit", |model, now| {
+            model.audit.push((now, entry.clone()));
+            Ok(())
+        })
     }
 }

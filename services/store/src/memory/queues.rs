@@ -86,7 +86,8 @@ impl Model {
             updated_at_us: now,
         };
         self.queues.insert(queue.name.clone(), row);
-        self.gates.entry(queue.name.clone()).or_default().paused = false;
+        let gate = self.gates.entry(queue.name.clone()).and_modify(|former| former.epoch += 1).or_default();
+        gate.paused = false;
         self.cluster.route_version += 1;
         self.remember(now, request, None);
         self.queue_row(&queue.name)

@@ -36,7 +36,7 @@ impl Model {
     }
 
     pub(super) fn resume_session(&mut self, now: i64, id: SessionId, generation: i64, replica: &str) -> Resumed {
-        if self.live_generation(id) != Some(generation) {
+        if generation < 1 || self.live_generation(id).is_none_or(|live| live < generation) {
             return Resumed::Gone;
         }
         let served_ms = self.clock.served_ms;

@@ -1,6 +1,6 @@
 //! Claiming tasks for sessions.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use millrace_core::{READER_RANGE, id::TaskId, lease::Token};
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     conn::Conn,
     pool::Pool,
-    rows::{dispatch, dispatch_columns, now_us},
+    rows::{dispatch, dispatch_columns, now_us, uuid},
     sql::{Statement, sql},
 };
 use crate::{Claim, Claimed, Dispatch, Result, StoreError, batch::bisect};
@@ -29,133 +29,132 @@ fn claim_part(pool: &Pool, part: &[Claim]) -> Result<Vec<Claimed>> {
     let statement = bound(part);
     let part = part.to_vec();
     pool.write(move |conn| {
-        let mut seen = claimed(conn, statement)?;
-        let lost: Vec<&Claim> =
-            part.iter().filter(|claim| !seen.won.contains_key(&(claim.task, claim.token))).collect();
-        if !lost.is_empty() {
-            // An earlier try may have won them. A statement of its own, so that it sees what the first one has waited for.
-            seen.won.extend(won_before(conn, &lost)?);
-        }
-        Ok(part.iter().map(|claim| seen.answer(claim)).collect())
+        let mut won: HashMap<(TaskId, Token), Dispatch> =
+            conn.readable_rows(statement, dispatch)?.into_iter().map(by_lease).collect();
+        let lost: Vec<&Claim> = part.iter().filter(|claim| !won.contains_key(&(claim.task, claim.token))).collect();
+        let reasons = match lost.is_empty() {
+            true => Reasons::default(),
+            // A statement of its own, so that it sees what the first one has waited for.
+            false => look_up(conn, &lost)?,
+        };
+        won.extend(reasons.won_before.iter().cloned().map(by_lease));
+        let answer = |claim: &Claim| match won.remove(&(claim.task, claim.token)) {
+            Some(dispatch) => Claimed::Won(Box::new(dispatch)),
+            None => reasons.answer(claim),
+        };
+        Ok(part.iter().map(answer).collect())
     })
 }
 
-/// What a try saw under its locks.
-#[derive(Default)]
-struct Seen {
-    won: HashMap<(TaskId, Token), Dispatch>,
-    /// The queues whose gates are open, with their epochs.
-    gates: HashSet<(String, i64)>,
-    /// The sessions that are live, with their generations.
-    sessions: HashSet<(Uuid, i64)>,
+fn by_lease(dispatch: Dispatch) -> ((TaskId, Token), Dispatch) {
+    ((dispatch.lease.task, dispatch.lease.token), dispatch)
 }
 
-impl Seen {
-    fn answer(&mut self, claim: &Claim) -> Claimed {
-        if let Some(dispatch) = self.won.remove(&(claim.task, claim.token)) {
-            Claimed::Won(Box::new(dispatch))
-        } else if !self.gates.contains(&(claim.queue.clone(), claim.epoch)) {
-            Claimed::GateClosed
-        } else if !self.sessions.contains(&(claim.session.0, claim.generation)) {
-            Claimed::SessionGone
-        } else {
-            Claimed::Stale
-        }
-    }
-}
-
-/// Locks gates, sessions and tasks, in this order and each by its key (R8); a lock that had to wait reads the row again, so
-/// what is compared is what is committed and stays until this commits (R2, R5). The parts that are joined to the items stand in IN, which
-/// hashes them; the tasks are found by their key. `state` is asked for and not `ready_at_us`, so that no partial index
+/// Locks gates and sessions, each by its key, and then the tasks (R8); a lock that had to wait reads the row again, so
+/// what is compared is what is committed, and stays until this commits (R2, R5). What is joined to the items stands in `(… IN …) IS
+/// TRUE`, which hashes it; the tasks are found by their key. `state` is asked for and not `ready_at_us`, so that no partial index
 /// over the whole queue looks like a way to find them.
 const CLAIM: &str = concat!(
-    "WITH item AS MATERIALIZED (
-        SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::uuid[], $5::bigint[], $6::bigint[])
-        AS item(task, queue, epoch, session, generation, token)
-    ), gate AS MATERIALIZED (
-        SELECT queue, epoch FROM queue_gates WHERE queue = ANY($7::text[]) AND NOT paused ORDER BY queue FOR SHARE
+    "WITH gate AS MATERIALIZED (
+        SELECT queue, epoch FROM queue_gates WHERE queue = ANY($1::text[]) AND NOT paused ORDER BY queue FOR SHARE
     ), holder AS MATERIALIZED (
-        SELECT id, generation FROM sessions WHERE id = ANY($8::uuid[]) AND state = 1 ORDER BY id FOR SHARE
-    ), fit AS MATERIALIZED (
-        SELECT item.*, (queue, epoch) IN (SELECT queue, epoch FROM gate) AS gate_open,
-            (session, generation) IN (SELECT id, generation FROM holder) AS session_live
-        FROM item
+        SELECT id, generation FROM sessions WHERE id = ANY($2::uuid[]) AND state = 1 ORDER BY id FOR SHARE
     ), clock AS MATERIALIZED (
         SELECT ", now_us!(), " AS now_us
-    ), won AS (
-        UPDATE tasks t SET state = 3, attempt = t.attempt + 1, token = fit.token, session_id = fit.session, ready_at_us = NULL,
-            dispatched_at_us = clock.now_us, started_at_us = NULL
-        FROM clock, fit
-        WHERE fit.gate_open AND fit.session_live AND t.id = fit.task AND t.queue = fit.queue AND t.state = 2
-            AND t.min_reader <= $9 AND (t.expires_at_us IS NULL OR t.expires_at_us > clock.now_us)
-        RETURNING ", dispatch_columns!(), "
     )
-    SELECT 1::smallint AS kind, won.* FROM won
-    UNION ALL SELECT 2::smallint, NULL, NULL, epoch, queue, NULL, NULL, NULL, NULL, NULL FROM gate
-    UNION ALL SELECT 3::smallint, id, NULL, generation, NULL, NULL, NULL, NULL, NULL, NULL FROM holder"
+    UPDATE tasks t SET state = 3, attempt = t.attempt + 1, token = item.token, session_id = item.session, ready_at_us = NULL,
+        dispatched_at_us = (SELECT now_us FROM clock), started_at_us = NULL
+    FROM unnest($3::uuid[], $4::text[], $5::bigint[], $6::uuid[], $7::bigint[], $8::bigint[])
+        AS item(task, queue, epoch, session, generation, token)
+    WHERE ((item.queue, item.epoch) IN (SELECT queue, epoch FROM gate)) IS TRUE
+        AND ((item.session, item.generation) IN (SELECT id, generation FROM holder)) IS TRUE
+        AND t.id = item.task AND t.queue = item.queue AND t.state = 2 AND t.min_reader <= $9
+        AND (t.expires_at_us IS NULL OR t.expires_at_us > (SELECT now_us FROM clock))
+    RETURNING ", dispatch_columns!()
 );
 
 fn bound(part: &[Claim]) -> Statement {
     let mut order: Vec<&Claim> = part.iter().collect();
     order.sort_by_key(|claim| claim.task);
     let claims = || order.iter().copied();
-    let mut queues: Vec<&str> = claims().map(|claim| claim.queue.as_str()).collect();
-    queues.sort_unstable();
-    queues.dedup();
-    let mut sessions: Vec<Uuid> = claims().map(|claim| claim.session.0).collect();
-    sessions.sort_unstable();
-    sessions.dedup();
     sql(CLAIM)
+        .array(queues_of(&order))
+        .array(sessions_of(&order))
         .array(claims().map(|claim| claim.task.0))
         .array(claims().map(|claim| claim.queue.as_str()))
         .array(claims().map(|claim| claim.epoch))
         .array(claims().map(|claim| claim.session.0))
         .array(claims().map(|claim| claim.generation))
         .array(claims().map(|claim| claim.token.0))
-        .array(queues)
-        .array(sessions)
         .bind(READER_RANGE.1)
 }
 
-fn claimed(conn: &mut Conn<'_>, statement: Statement) -> Result<Seen> {
-    enum Line {
-        Won(Dispatch),
-        Gate(String, i64),
-        Session(Uuid, i64),
-    }
-    let lines = conn.readable_rows(statement, |row| match row.get::<i16>()? {
-        1 => Ok(Line::Won(dispatch(row)?)),
-        kind => {
-            let id = row.get_nullable::<Uuid>()?;
-            let _attempt = row.get_nullable::<i32>()?;
-            let number = row.get()?;
-            match (kind, id) {
-                (3, Some(id)) => Ok(Line::Session(id, number)),
-                _ => Ok(Line::Gate(row.get()?, number)),
-            }
-        }
-    })?;
-    let mut seen = Seen::default();
-    for line in lines {
-        match line {
-            Line::Won(dispatch) => drop(seen.won.insert((dispatch.lease.task, dispatch.lease.token), dispatch)),
-            Line::Gate(queue, epoch) => drop(seen.gates.insert((queue, epoch))),
-            Line::Session(id, generation) => drop(seen.sessions.insert((id, generation))),
-        }
-    }
-    Ok(seen)
+fn queues_of<'a>(claims: &[&'a Claim]) -> BTreeSet<&'a String> {
+    claims.iter().map(|claim| &claim.queue).collect()
 }
 
-fn won_before(conn: &mut Conn<'_>, claims: &[&Claim]) -> Result<Vec<((TaskId, Token), Dispatch)>> {
-    let statement = sql(concat!(
+fn sessions_of(claims: &[&Claim]) -> BTreeSet<Uuid> {
+    claims.iter().map(|claim| claim.session.0).collect()
+}
+
+// ── Why a claim was not won ─────────────────────────────────────────────────────────────────────────────────────────
+
+/// What there is of claims that were not won, as it is after the try.
+#[derive(Default)]
+struct Reasons {
+    /// Those that an earlier try of the same claim has won.
+    won_before: Vec<Dispatch>,
+    /// Tasks that wait in the queue of their claim and could be had: the gate or the session was in the way.
+    waiting: HashSet<TaskId>,
+    /// The queues whose gates are open, with their epochs.
+    gates: HashSet<(String, i64)>,
+    /// The sessions that are live, with their generations.
+    sessions: HashSet<(Uuid, i64)>,
+}
+
+impl Reasons {
+    fn answer(&self, claim: &Claim) -> Claimed {
+        let gate_open = self.gates.contains(&(claim.queue.clone(), claim.epoch));
+        let session_live = self.sessions.contains(&(claim.session.0, claim.generation));
+        match (gate_open, session_live) {
+            (false, _) => Claimed::GateClosed,
+            (_, false) => Claimed::SessionGone,
+            // A pause that has been lifted between the two looks.
+            _ if self.waiting.contains(&claim.task) => Claimed::GateClosed,
+            _ => Claimed::Stale,
+        }
+    }
+}
+
+fn look_up(conn: &mut Conn<'_>, claims: &[&Claim]) -> Result<Reasons> {
+    let won_before = sql(concat!(
         "SELECT ",
         dispatch_columns!(),
         " FROM unnest($1::uuid[], $2::bigint[], $3::uuid[]) AS item(task, token, session)
-         JOIN tasks t ON t.id = item.task AND t.token = item.token AND t.session_id = item.session"
+         JOIN tasks t ON t.id = item.task AND t.token = item.token AND (t.session_id = item.session) IS TRUE"
     ))
     .array(claims.iter().map(|claim| claim.task.0))
     .array(claims.iter().map(|claim| claim.token.0))
     .array(claims.iter().map(|claim| claim.session.0));
-    let rows = conn.readable_rows(statement, dispatch)?;
-    Ok(rows.into_iter().map(|dispatch| ((dispatch.lease.task, dispatch.lease.token), dispatch)).collect())
+    let waiting = sql(concat!(
+        "SELECT t.id FROM unnest($1::uuid[], $2::text[]) AS item(task, queue)
+         JOIN tasks t ON t.id = item.task AND t.queue = item.queue
+         WHERE t.state = 2 AND t.min_reader <= $3 AND (t.expires_at_us IS NULL OR t.expires_at_us > ",
+        now_us!(),
+        ")"
+    ))
+    .array(claims.iter().map(|claim| claim.task.0))
+    .array(claims.iter().map(|claim| claim.queue.as_str()))
+    .bind(READER_RANGE.1);
+    let gates = sql("SELECT queue, epoch FROM queue_gates WHERE queue = ANY($1::text[]) AND NOT paused");
+    let sessions = sql("SELECT id, generation FROM sessions WHERE id = ANY($1::uuid[]) AND state = 1");
+    Ok(Reasons {
+        won_before: conn.readable_rows(won_before, dispatch)?,
+        waiting: conn.rows(waiting, uuid)?.into_iter().map(TaskId).collect(),
+        gates: conn.rows(gates.array(queues_of(claims)), |row| Ok((row.get()?, row.get()?)))?.into_iter().collect(),
+        sessions: conn
+            .rows(sessions.array(sessions_of(claims)), |row| Ok((row.get()?, row.get()?)))?
+            .into_iter()
+            .collect(),
+    })
 }

@@ -7,7 +7,7 @@ use millrace_core::{held::LeaseRef, task::State};
 use super::{
     pool::Pool,
     rows::{lease_ref, now_us, storable},
-    sql::{Statement, sql},
+    sql::{Statement, sql, unless},
 };
 use crate::{Completed, Completion, Outcome, Result, batch::bisect};
 
@@ -40,28 +40,31 @@ fn complete_part(pool: &Pool, part: &[Completion]) -> Result<Vec<Completed>> {
 
 /// The row is found by its key and moves by one statement. A task whose cancellation came between the decision and now ends
 /// as CANCELLED, unless it succeeded; that is what the state machine says of every such end.
+///
+/// What the completions bring is taken from the arrays by the number of the item, so that the deletion carries no more than that number
+/// along. What most completions do not have is sent as NULL.
 const COMPLETE: &str = concat!(
-    "WITH item AS MATERIALIZED (
-        SELECT * FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::smallint[], $5::integer[], $6::integer[],
-            $7::smallint[], $8::integer[], $9::integer[], $10::text[], $11::bytea[], $12::bigint[], $13::bigint[], $14::bigint[])
-        AS item(id, attempt, token, state, failures, losses,
-            outcome, exit_code, signal, message, output_tail, output_bytes, started_at_us, ended_at_us)
-    ), clock AS MATERIALIZED (
+    "WITH clock AS MATERIALIZED (
         SELECT now_us, ((now_us / slice_us) % 8)::smallint AS slot FROM cluster, (SELECT ", now_us!(), " AS now_us) AS now
     ), ended AS (
-        DELETE FROM tasks t USING item
+        DELETE FROM tasks t USING unnest($1::uuid[], $2::integer[], $3::bigint[]) WITH ORDINALITY AS item(id, attempt, token, n)
         WHERE t.id = item.id AND t.attempt = item.attempt AND t.token = item.token AND t.state IN (3, 4, 5)
-        RETURNING t.id, t.tenant, t.queue, CASE WHEN t.state = 5 AND item.state <> 6 THEN 8 ELSE item.state END AS state, t.rank,
-            t.executor, t.resource_class, t.concurrency_key, t.exclusive, t.timeout_ms, t.attempt, t.token, t.session_id,
-            item.failures, item.losses, t.unsupported, t.created_at_us, t.expires_at_us, t.dispatched_at_us,
-            coalesce(item.started_at_us, t.started_at_us) AS started_at_us, t.trace_context, t.format, t.min_reader, t.spec,
-            item.outcome, item.exit_code, item.signal, item.message, item.output_tail, item.output_bytes, item.ended_at_us
+        RETURNING t.id, t.tenant, t.queue, t.state, t.rank, t.executor, t.resource_class, t.concurrency_key, t.exclusive,
+            t.timeout_ms, t.attempt, t.token, t.session_id, t.unsupported, t.created_at_us, t.expires_at_us,
+            t.dispatched_at_us, t.started_at_us, t.trace_context, t.format, t.min_reader, t.spec, item.n::integer AS n
     )
     INSERT INTO finished_tasks (slot, finished_at_us, id, tenant, queue, state, rank, executor, resource_class,
-        concurrency_key, exclusive, timeout_ms, attempt, token, session_id, failures, losses, unsupported, created_at_us,
-        expires_at_us, dispatched_at_us, started_at_us, trace_context, format, min_reader, spec, outcome, exit_code, signal,
-        message, output_tail, output_bytes, ended_at_us)
-    SELECT clock.slot, clock.now_us, ended.* FROM clock, ended
+        concurrency_key, exclusive, timeout_ms, attempt, token, session_id, unsupported, created_at_us, expires_at_us,
+        dispatched_at_us, trace_context, format, min_reader, spec, failures, losses, outcome, exit_code, signal, message,
+        output_tail, output_bytes, started_at_us, ended_at_us)
+    SELECT (SELECT slot FROM clock), (SELECT now_us FROM clock), id, tenant, queue,
+        CASE WHEN state = 5 AND ($4::smallint[])[n] <> 6 THEN 8 ELSE ($4)[n] END, rank, executor, resource_class,
+        concurrency_key, exclusive, timeout_ms, attempt, token, session_id, unsupported, created_at_us, expires_at_us,
+        dispatched_at_us, trace_context, format, min_reader, spec, coalesce(($5::integer[])[n], 0),
+        coalesce(($6::integer[])[n], 0), ($7::smallint[])[n], ($8::integer[])[n], ($9::integer[])[n],
+        coalesce(($10::text[])[n], ''), coalesce(($11::bytea[])[n], ''), coalesce(($12::bigint[])[n], 0),
+        coalesce(($13::bigint[])[n], started_at_us), ($14::bigint[])[n]
+    FROM ended
     RETURNING id, attempt, token"
 );
 
@@ -76,8 +79,8 @@ fn bound(part: &[Completion]) -> Statement {
     debug_assert!(items().all(|item| item.state.is_terminal() && item.state != State::Expired));
     let statement = with_leases(sql(COMPLETE), items().map(|item| &item.lease))
         .array(items().map(|item| item.state as i16))
-        .array(items().map(|item| item.failures))
-        .array(items().map(|item| item.losses));
+        .array(items().map(|item| unless(0, item.failures)))
+        .array(items().map(|item| unless(0, item.losses)));
     with_outcomes(statement, &items().map(|item| &item.outcome).collect::<Vec<_>>())
 }
 
@@ -89,16 +92,16 @@ pub(super) fn with_leases<'a>(statement: Statement, leases: impl Iterator<Item =
         .array(leases.map(|lease| lease.token.0))
 }
 
-/// Binds the outcomes as eight arrays.
+/// Binds the outcomes as eight arrays. An empty message, an empty tail and a length of zero are sent as NULL.
 pub(super) fn with_outcomes(statement: Statement, outcomes: &[&Outcome]) -> Statement {
     let all = || outcomes.iter().copied();
     statement
         .array(all().map(|outcome| outcome.kind as i16))
         .array(all().map(|outcome| outcome.exit_code))
         .array(all().map(|outcome| outcome.signal))
-        .array(all().map(|outcome| storable(&outcome.message)))
-        .array(all().map(|outcome| outcome.output_tail.as_slice()))
-        .array(all().map(|outcome| outcome.output_bytes))
+        .array(all().map(|outcome| unless(String::new(), storable(&outcome.message))))
+        .array(all().map(|outcome| unless(&[][..], outcome.output_tail.as_slice())))
+        .array(all().map(|outcome| unless(0, outcome.output_bytes)))
         .array(all().map(|outcome| outcome.started_at_us))
         .array(all().map(|outcome| outcome.ended_at_us))
 }

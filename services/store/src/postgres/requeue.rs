@@ -61,7 +61,8 @@ const REQUEUE: &str = concat!(
         INSERT INTO attempts (task_id, attempt, token, session_id, orchestrator, dispatched_at_us, recorded_at_us, outcome,
             exit_code, signal, message, output_tail, output_bytes, started_at_us, ended_at_us)
         SELECT was.id, was.attempt, was.token, was.session_id, coalesce(s.name, ''), was.dispatched_at_us, was.now_us,
-            was.outcome, was.exit_code, was.signal, was.message, was.output_tail, was.output_bytes, was.began_at_us, was.ended_at_us
+            was.outcome, was.exit_code, was.signal, coalesce(was.message, ''), coalesce(was.output_tail, ''),
+            coalesce(was.output_bytes, 0), was.began_at_us, was.ended_at_us
         FROM was LEFT JOIN sessions s ON s.id = was.session_id
         ON CONFLICT (task_id, attempt) DO NOTHING
     )

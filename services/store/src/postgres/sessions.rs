@@ -61,7 +61,7 @@ pub(super) fn resume(pool: &Pool, id: SessionId, generation: i64, replica: &str)
         sql(concat!(
         "UPDATE sessions s SET generation = s.generation + 1, replica = $1, expires_served_ms = c.served_ms + s.ttl_ms,
             seen_at_us = ", now_us!(), "
-         FROM served_clock c WHERE s.id = $2 AND s.generation = $3 AND s.state = 1
+         FROM served_clock c WHERE s.id = $2 AND $3 BETWEEN 1 AND s.generation AND s.state = 1
          RETURNING ", session_columns!()
     ));
     let take = take.bind(replica).bind(id.0).bind(generation);

@@ -141,9 +141,11 @@ impl<E: Element> Element for Option<E> {
     }
 }
 
-/// An array of these elements.
+/// An array of these elements. One that has nothing but NULL is sent empty: `unnest` of several arrays fills up the shorter
+/// ones with NULL, a subscript beyond the end is NULL, and the server spares itself a column.
 pub(super) fn array<E: Element>(elements: impl IntoIterator<Item = E>) -> Value {
     let mut encoded = Encoded { count: 0, bytes: Vec::new() };
+    let mut nothing = true;
     for element in elements {
         let start = encoded.bytes.len();
         encoded.bytes.extend_from_slice(&(-1i32).to_be_bytes());
@@ -151,10 +153,19 @@ pub(super) fn array<E: Element>(elements: impl IntoIterator<Item = E>) -> Value 
             // Messages are bounded far below what does not fit here.
             let length = (encoded.bytes.len() - start - 4) as i32;
             encoded.bytes[start..start + 4].copy_from_slice(&length.to_be_bytes());
+            nothing = false;
         }
         encoded.count += 1;
     }
+    if nothing {
+        encoded = Encoded { count: 0, bytes: Vec::new() };
+    }
     Value::Array(E::KIND, encoded)
+}
+
+/// The value, or NULL for the one that most rows have; the statement puts it back with `coalesce`. See [`array`].
+pub(super) fn unless<T: PartialEq>(usual: T, value: T) -> Option<T> {
+    (value != usual).then_some(value)
 }
 
 impl<ST: 'static> ToSql<Array<ST>, Pg> for Encoded
@@ -164,8 +175,10 @@ where
     fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> diesel::serialize::Result {
         use std::io::Write;
         let oid = <Pg as diesel::sql_types::HasSqlType<ST>>::metadata(out.metadata_lookup()).oid()?;
-        // One dimension, no promise that there is no NULL, the type, the length, and indexes from 1.
-        for word in [1u32, 0, oid, self.count as u32, 1] {
+        // Dimensions, no promise that there is no NULL, and the type; then the length, and that indexes start at 1.
+        let header = [u32::from(self.count > 0), 0, oid, self.count as u32, 1];
+        let words = if self.count > 0 { 5 } else { 3 };
+        for word in &header[..words] {
             out.write_all(&word.to_be_bytes())?;
         }
         out.write_all(&self.bytes)?;

@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::{
     conn::Conn,
     pool::Pool,
-    rows::{now_us, uuid},
-    sql::{Statement, sql},
+    rows::{now_us, number, text, uuid},
+    sql::{Columns, Read, Statement, sql, unless},
 };
 use crate::{NewTask, Result, StoreError, Submitted, batch::bisect};
 
@@ -27,19 +27,19 @@ fn store(pool: &Pool, part: &[NewTask], repeat: bool) -> Result<Vec<Submitted>> 
         return Ok(Vec::new());
     }
     check_lengths(part)?;
-    let tried = match repeat {
+    let first = match repeat {
         false => {
             let statement = bound(sql(FIRST_TRY), part);
             pool.write(move |conn| stored(conn, statement))
         }
         true => store_again(pool, part),
     };
-    let tried = match tried {
+    let stored = match first {
         // An id is there already, so this is a repeat, whatever the caller thinks: ids are new with each submission.
         Err(StoreError::Data { sqlstate, .. }) if sqlstate == "23505" && !repeat => store_again(pool, part),
-        tried => tried,
+        stored => stored,
     }?;
-    answer(pool, part, tried)
+    answer(pool, part, stored)
 }
 
 /// The longest that a name or a key of a task may be, in bytes. The services allow less; this keeps rows and index entries narrow
@@ -68,53 +68,53 @@ fn check_lengths(part: &[NewTask]) -> Result<()> {
     }
 }
 
-/// What one try found and did.
-struct Try {
-    stored: HashMap<Uuid, Submitted>,
-    route_version: i64,
-    open_queues: HashSet<String>,
-}
+/// The tasks that one try stored.
+type Stored = HashMap<TaskId, Submitted>;
 
 // ── The statement ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// One statement, so one round trip and one commit. The queues are locked so that none is deleted meanwhile (their deletion
 /// locks them FOR UPDATE); keys and tasks are inserted in order, so that batches that overlap wait for each other and never both ways
 /// round (R8). A key that is there already keeps its task out.
+///
+/// The keys are read from arrays of their own, because a common table of the items would copy every spec once more. What
+/// most rows have is sent as NULL.
 macro_rules! statement {
     ($on_conflict:literal) => {
         concat!(
-            "WITH item AS MATERIALIZED (
-                SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::text[], $7::text[],
-                    $8::boolean[], $9::bigint[], $10::text[], $11::smallint[], $12::smallint[], $13::bigint[], $14::bigint[],
-                    $15::bigint[], $16::uuid[], $17::bytea[])
-                AS item(id, tenant, queue, rank, executor, resource_class, concurrency_key, exclusive, timeout_ms,
-                    trace_context, format, min_reader, not_before_us, expire_after_us, route_version, request, spec)
-            ), open_queue AS MATERIALIZED (
-                SELECT name FROM queues WHERE name = ANY($18::text[]) AND NOT draining ORDER BY name FOR KEY SHARE
+            "WITH open_queue AS MATERIALIZED (
+                SELECT name FROM queues WHERE name = ANY($1::text[]) AND NOT draining ORDER BY name FOR KEY SHARE
             ), clock AS MATERIALIZED (
                 SELECT ", now_us!(), " AS now_us, (SELECT route_version FROM cluster) AS route_version
-            ), fresh AS MATERIALIZED (
-                SELECT item.*, clock.now_us, coalesce(item.not_before_us > clock.now_us, FALSE) AS later FROM clock, item
-                WHERE item.queue IN (SELECT name FROM open_queue) AND item.route_version = clock.route_version
             ), keyed AS (
                 INSERT INTO requests (key, task_id, created_at_us)
-                SELECT request, id, now_us FROM fresh WHERE request IS NOT NULL ORDER BY request
+                SELECT item.request, item.id, (SELECT now_us FROM clock)
+                FROM unnest($2::uuid[], $3::uuid[], $4::text[], $5::bigint[]) AS item(request, id, queue, route_version)
+                WHERE item.request IS NOT NULL AND (item.queue IN (SELECT name FROM open_queue)) IS TRUE
+                    AND item.route_version = (SELECT route_version FROM clock)
+                ORDER BY item.request
                 ON CONFLICT (key) DO NOTHING
                 RETURNING task_id
-            ), stored AS (
-                INSERT INTO tasks (id, tenant, queue, state, rank, executor, resource_class, concurrency_key, exclusive,
-                    timeout_ms, attempt, failures, losses, unsupported, created_at_us, ready_at_us, wake_at_us,
-                    expires_at_us, trace_context, format, min_reader, spec)
-                SELECT id, tenant, queue, CASE WHEN later THEN 1 ELSE 2 END, rank, executor, resource_class, concurrency_key,
-                    exclusive, timeout_ms, 0, 0, 0, 0, now_us, CASE WHEN NOT later THEN now_us END,
-                    CASE WHEN later THEN not_before_us END, now_us + expire_after_us, trace_context, format, min_reader, spec
-                FROM fresh WHERE request IS NULL OR id IN (SELECT task_id FROM keyed)",
-            $on_conflict,
-            " RETURNING id, state, created_at_us, ready_at_us, expires_at_us
             )
-            SELECT 1::smallint, id, NULL::text, state, created_at_us, ready_at_us, expires_at_us FROM stored
-            UNION ALL SELECT 2::smallint, NULL, NULL, NULL, route_version, NULL, NULL FROM clock
-            UNION ALL SELECT 3::smallint, NULL, name, NULL, NULL, NULL, NULL FROM open_queue"
+            INSERT INTO tasks (id, tenant, queue, state, rank, executor, resource_class, concurrency_key, exclusive,
+                timeout_ms, attempt, failures, losses, unsupported, created_at_us, ready_at_us, wake_at_us,
+                expires_at_us, trace_context, format, min_reader, spec)
+            SELECT item.id, item.tenant, item.queue, CASE WHEN not_before_us > now_us THEN 1 ELSE 2 END,
+                coalesce(item.rank, 0), item.executor, coalesce(item.resource_class, ''), coalesce(item.concurrency_key, ''),
+                coalesce(item.exclusive, FALSE), item.timeout_ms, 0, 0, 0, 0, now_us,
+                CASE WHEN not_before_us > now_us THEN NULL ELSE now_us END,
+                CASE WHEN not_before_us > now_us THEN not_before_us END, now_us + item.expire_after_us,
+                coalesce(item.trace_context, ''), coalesce(item.format, 1), coalesce(item.min_reader, 1), item.spec
+            FROM (SELECT now_us FROM clock) AS clock, unnest($3, $6::text[], $4, $7::integer[], $8::text[], $9::text[],
+                $10::text[], $11::boolean[], $12::bigint[], $13::text[], $14::smallint[], $15::smallint[], $16::bigint[],
+                $17::bigint[], $5, $2, $18::bytea[])
+            AS item(id, tenant, queue, rank, executor, resource_class, concurrency_key, exclusive, timeout_ms,
+                trace_context, format, min_reader, not_before_us, expire_after_us, route_version, request, spec)
+            WHERE (item.queue IN (SELECT name FROM open_queue)) IS TRUE
+                AND item.route_version = (SELECT route_version FROM clock)
+                AND (item.request IS NULL OR item.id IN (SELECT task_id FROM keyed))",
+            $on_conflict,
+            " RETURNING id, state, created_at_us, ready_at_us, expires_at_us"
         )
     };
 }
@@ -134,59 +134,37 @@ fn bound(statement: Statement, part: &[NewTask]) -> Statement {
     queues.sort_unstable();
     queues.dedup();
     statement
+        .array(queues)
+        .array(tasks().map(|task| task.request))
         .array(envelopes().map(|one| one.id.0))
-        .array(envelopes().map(|one| one.tenant.as_str()))
         .array(envelopes().map(|one| one.queue.as_str()))
-        .array(envelopes().map(|one| one.rank))
+        .array(tasks().map(|task| task.route_version))
+        .array(envelopes().map(|one| one.tenant.as_str()))
+        .array(envelopes().map(|one| unless(0, one.rank)))
         .array(envelopes().map(|one| one.executor.as_str()))
-        .array(envelopes().map(|one| one.resource_class.as_str()))
-        .array(envelopes().map(|one| one.concurrency_key.as_str()))
-        .array(envelopes().map(|one| one.exclusive))
+        .array(envelopes().map(|one| unless("", one.resource_class.as_str())))
+        .array(envelopes().map(|one| unless("", one.concurrency_key.as_str())))
+        .array(envelopes().map(|one| unless(false, one.exclusive)))
         .array(envelopes().map(|one| one.timeout_ms))
-        .array(envelopes().map(|one| one.trace_context.as_str()))
-        .array(envelopes().map(|one| one.format))
-        .array(envelopes().map(|one| one.min_reader))
+        .array(envelopes().map(|one| unless("", one.trace_context.as_str())))
+        .array(envelopes().map(|one| unless(1, one.format)))
+        .array(envelopes().map(|one| unless(1, one.min_reader)))
         .array(tasks().map(|task| task.not_before.map(|moment| moment.0)))
         .array(tasks().map(|task| task.expire_after.map(|span| micros(span).min(i64::MAX / 2))))
-        .array(tasks().map(|task| task.route_version))
-        .array(tasks().map(|task| task.request))
         .array(tasks().map(|task| task.spec.as_slice()))
-        .array(queues)
 }
 
-fn stored(conn: &mut Conn<'_>, statement: Statement) -> Result<Try> {
-    enum Line {
-        Stored(Uuid, Submitted),
-        Version(i64),
-        Open(String),
-    }
-    let lines = conn.rows(statement, |row| {
-        let kind: i16 = row.get()?;
-        let (id, name, state) = (row.get_nullable()?, row.get_nullable()?, row.get_nullable::<i16>()?);
-        let number = row.get_nullable()?.unwrap_or_default();
-        Ok(match (kind, id, name) {
-            (1, Some(id), _) => Line::Stored(
-                id,
-                Submitted::Stored {
-                    created_at_us: number,
-                    state: stored_state(state),
-                    ready_at_us: row.get_nullable()?,
-                    expires_at_us: row.get_nullable()?,
-                },
-            ),
-            (_, _, Some(name)) => Line::Open(name),
-            _ => Line::Version(number),
-        })
-    })?;
-    let mut tried = Try { stored: HashMap::with_capacity(lines.len()), route_version: 0, open_queues: HashSet::new() };
-    for line in lines {
-        match line {
-            Line::Stored(id, answer) => drop(tried.stored.insert(id, answer)),
-            Line::Version(version) => tried.route_version = version,
-            Line::Open(name) => drop(tried.open_queues.insert(name)),
-        }
-    }
-    Ok(tried)
+fn stored(conn: &mut Conn<'_>, statement: Statement) -> Result<Stored> {
+    Ok(conn.rows(statement, found_task)?.into_iter().collect())
+}
+
+/// The columns id, state, created_at_us, ready_at_us, expires_at_us.
+fn found_task(row: &mut Columns<'_>) -> Read<(TaskId, Submitted)> {
+    let id = TaskId(row.get()?);
+    let state = stored_state(row.get_nullable()?);
+    let created_at_us = row.get()?;
+    let (ready_at_us, expires_at_us) = (row.get_nullable()?, row.get_nullable()?);
+    Ok((id, Submitted::Stored { created_at_us, state, ready_at_us, expires_at_us }))
 }
 
 /// What a submission is told of its task: whether it waited for a moment. What has happened since is not its business.
@@ -200,87 +178,92 @@ fn stored_state(state: Option<i16>) -> State {
 /// Stores a batch of which a part, or all, may have been stored before, and may have ended since: what has ended is not
 /// in `tasks` any more, and must not be run again. So what was inserted is looked for among the ended, in the same transaction: the
 /// insert has waited for whoever was moving the task.
-fn store_again(pool: &Pool, part: &[NewTask]) -> Result<Try> {
+fn store_again(pool: &Pool, part: &[NewTask]) -> Result<Stored> {
     let statement = bound(sql(REPEAT), part);
     pool.transaction(move |conn| {
-        let mut tried = stored(conn, statement)?;
-        let inserted: Vec<Uuid> = tried.stored.keys().copied().collect();
+        let mut stored = stored(conn, statement)?;
         let ended = sql("SELECT id FROM finished_tasks WHERE id = ANY($1::uuid[])
             UNION SELECT task_id FROM quarantine WHERE task_id = ANY($1)");
-        let ended = conn.rows(ended.array(inserted.iter().copied()), uuid)?;
+        let ended = conn.rows(ended.array(stored.keys().map(|id| id.0)), uuid)?;
         if !ended.is_empty() {
             conn.execute(sql("DELETE FROM tasks WHERE id = ANY($1::uuid[])").array(ended.iter().copied()))?;
             for id in ended {
-                tried.stored.remove(&id);
+                stored.remove(&TaskId(id));
             }
         }
-        Ok(tried)
+        Ok(stored)
     })
 }
 
 // ── The answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-/// Answers every item, and looks up those that were not stored by this try.
-fn answer(pool: &Pool, part: &[NewTask], mut tried: Try) -> Result<Vec<Submitted>> {
-    let left_out: Vec<&NewTask> = part.iter().filter(|task| !tried.stored.contains_key(&task.envelope.id.0)).collect();
-    let found = match left_out.is_empty() {
-        true => Found::default(),
-        // What is missing was not stored, and looking why is a call of its own: if it fails the batch is repeated, which finds
-        // what is there.
+/// Answers every item, and looks up why those were not stored that this try did not store.
+fn answer(pool: &Pool, part: &[NewTask], mut stored: Stored) -> Result<Vec<Submitted>> {
+    let left_out: Vec<&NewTask> = part.iter().filter(|task| !stored.contains_key(&task.envelope.id)).collect();
+    let reasons = match left_out.is_empty() {
+        true => Reasons::default(),
+        // The others are stored, so a failure here leaves the batch half told: it is repeated, which finds what is there.
         false => look_up(pool, &left_out).map_err(|error| StoreError::UnknownOutcome(error.to_string()))?,
     };
-    let answers = part.iter().map(|task| {
+    let answers = part.iter().map(|task| match stored.remove(&task.envelope.id) {
+        Some(answer) => Ok(answer),
+        None => reasons.answer(task),
+    });
+    answers.collect()
+}
+
+/// Why tasks were not stored by a try.
+#[derive(Default)]
+struct Reasons {
+    /// The task of each request key.
+    keys: HashMap<Uuid, TaskId>,
+    /// Tasks that were stored before.
+    tasks: HashMap<TaskId, Submitted>,
+    route_version: i64,
+    open_queues: HashSet<String>,
+}
+
+impl Reasons {
+    fn answer(&self, task: &NewTask) -> Result<Submitted> {
         let id = task.envelope.id;
-        if let Some(answer) = tried.stored.remove(&id.0) {
-            return Ok(answer);
-        }
-        match task.request.and_then(|key| found.keys.get(&key)) {
+        match task.request.and_then(|key| self.keys.get(&key)) {
             Some(other) if *other != id => return Ok(Submitted::Existing(*other)),
-            Some(_) => return Ok(found.tasks.get(&id).cloned().unwrap_or_else(gone)),
+            Some(_) => return Ok(self.tasks.get(&id).cloned().unwrap_or(GONE)),
             None => {}
         }
-        if let Some(answer) = found.tasks.get(&id) {
+        if let Some(answer) = self.tasks.get(&id) {
             Ok(answer.clone())
-        } else if task.route_version != tried.route_version {
+        } else if task.route_version != self.route_version {
+            // Making and closing queues changes the version as well, so what is read now is why it was not stored then.
             Ok(Submitted::RoutesChanged)
-        } else if !tried.open_queues.contains(&task.envelope.queue) {
+        } else if !self.open_queues.contains(&task.envelope.queue) {
             Ok(Submitted::QueueClosed)
         } else {
             // Its key was in the way and is gone: it was trimmed between the two looks.
             Err(StoreError::Conflict(format!("the request key of task {id} has just been dropped")))
         }
-    });
-    answers.collect()
+    }
 }
 
 /// The answer for a task that was stored, has ended and was dropped by retention before its submission was repeated.
-fn gone() -> Submitted {
-    Submitted::Stored { created_at_us: 0, state: State::Queued, ready_at_us: None, expires_at_us: None }
-}
+const GONE: Submitted =
+    Submitted::Stored { created_at_us: 0, state: State::Queued, ready_at_us: None, expires_at_us: None };
 
-#[derive(Default)]
-struct Found {
-    /// The task of each request key.
-    keys: HashMap<Uuid, TaskId>,
-    tasks: HashMap<TaskId, Submitted>,
-}
-
-fn look_up(pool: &Pool, tasks: &[&NewTask]) -> Result<Found> {
+fn look_up(pool: &Pool, tasks: &[&NewTask]) -> Result<Reasons> {
     let keys = sql("SELECT key, task_id FROM requests WHERE key = ANY($1::uuid[]) AND task_id IS NOT NULL")
-        .array(tasks.iter().filter_map(|task| task.request));
+        .array(tasks.iter().map(|task| task.request));
     let ids = sql("SELECT id, state, created_at_us, ready_at_us, expires_at_us FROM tasks WHERE id = ANY($1::uuid[])
-        UNION ALL SELECT id, state, created_at_us, NULL, expires_at_us FROM finished_tasks WHERE id = ANY($1)
+        UNION ALL SELECT id, NULL, created_at_us, NULL, expires_at_us FROM finished_tasks WHERE id = ANY($1)
         UNION ALL SELECT task_id, NULL, first_seen_us, NULL, NULL FROM quarantine WHERE task_id = ANY($1)")
     .array(tasks.iter().map(|task| task.envelope.id.0));
-    pool.read(move |conn| {
-        let keys = conn.rows(keys, |row| Ok((row.get()?, TaskId(row.get()?))))?;
-        let tasks = conn.rows(ids, |row| {
-            let id = TaskId(row.get()?);
-            let state = stored_state(row.get_nullable()?);
-            let created_at_us = row.get()?;
-            let (ready_at_us, expires_at_us) = (row.get_nullable()?, row.get_nullable()?);
-            Ok((id, Submitted::Stored { created_at_us, state, ready_at_us, expires_at_us }))
-        })?;
-        Ok(Found { keys: keys.into_iter().collect(), tasks: tasks.into_iter().collect() })
+    let open = sql("SELECT name FROM queues WHERE name = ANY($1::text[]) AND NOT draining")
+        .array(tasks.iter().map(|task| task.envelope.queue.as_str()));
+    pool.snapshot(move |conn| {
+        Ok(Reasons {
+            keys: conn.rows(keys, |row| Ok((row.get()?, TaskId(row.get()?))))?.into_iter().collect(),
+            tasks: conn.rows(ids, found_task)?.into_iter().collect(),
+            route_version: conn.one(sql("SELECT route_version FROM cluster"), number)?,
+            open_queues: conn.rows(open, text)?.into_iter().collect(),
+        })
     })
 }

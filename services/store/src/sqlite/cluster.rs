@@ -111,6 +111,12 @@ pub(super) fn remove_member(connection: &mut SqliteConnection, member: MemberId)
     Ok(())
 }
 
+/// Forgets every member.
+pub(super) fn forget_members(connection: &mut SqliteConnection) -> Outcome<()> {
+    diesel::delete(members::table).execute(connection)?;
+    Ok(())
+}
+
 pub(super) fn members(connection: &mut SqliteConnection) -> Outcome<Vec<MemberRow>> {
     let served_ms = served(connection)?.served_ms;
     let query =

@@ -111,7 +111,7 @@ fn keep_attempt(connection: &mut SqliteConnection, now: i64, requeue: &Requeue) 
 
 /// The state of a task that is held with this very lease. Nothing else of the row is read, so nothing else in it can
 /// stand in the way of its end.
-pub(super) fn state_of(connection: &mut SqliteConnection, lease: LeaseRef) -> Outcome<Option<State>> {
+fn state_of(connection: &mut SqliteConnection, lease: LeaseRef) -> Outcome<Option<State>> {
     let query = tasks::table
         .filter(
             tasks::id

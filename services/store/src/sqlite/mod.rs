@@ -62,6 +62,11 @@ impl SqliteStore {
             Err(error) => return Err(error),
         };
         migrate::check(version.as_deref())?;
+        // One process has the file, and this is it: the processes before it are gone, so nobody waits for their leases to end.
+        store.files.write(|connection, _| {
+            cluster::forget_members(connection)?;
+            owners::forget_owners(connection)
+        })?;
         Ok(store)
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn finish(
              output_tail, output_bytes, ended_at_us, started_at_us, id, tenant, queue, rank, executor, resource_class, \
              concurrency_key, exclusive, timeout_ms, attempt, token, session_id, unsupported, created_at_us, \
              expires_at_us, dispatched_at_us, trace_context, format, min_reader, spec) \
-         SELECT (? / (SELECT max(slice_us, 1) FROM cluster)) % 8, ?, ?, coalesce(?, failures), coalesce(?, losses), ?, ?, \
+         SELECT (? / (SELECT max(slice_us, 1) FROM cluster)) % 8, ?, ?, max(failures, coalesce(?, 0)), max(losses, coalesce(?, 0)), ?, ?, \
              ?, ?, ?, ?, ?, coalesce(?, started_at_us), id, tenant, queue, rank, executor, resource_class, \
              concurrency_key, exclusive, timeout_ms, attempt, token, session_id, unsupported, created_at_us, \
              expires_at_us, dispatched_at_us, trace_context, format, min_reader, spec \

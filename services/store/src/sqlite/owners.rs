@@ -130,3 +130,9 @@ pub(super) fn release_queues(connection: &mut SqliteConnection, owner: MemberId,
     }
     Ok(())
 }
+
+/// Takes every queue from its owner.
+pub(super) fn forget_owners(connection: &mut SqliteConnection) -> Outcome<()> {
+    diesel::update(queue_leases::table).set(queue_leases::owner.eq(None::<Key>)).execute(connection)?;
+    Ok(())
+}

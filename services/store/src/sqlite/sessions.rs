@@ -12,7 +12,6 @@ use millrace_core::{
 
 use super::{
     cluster::{plain, served},
-    complete::state_of,
     failure::Outcome,
     rows,
     schema::{Key, SESSION_LIVE, SESSION_OVER, sessions, tasks},
@@ -72,10 +71,13 @@ pub(super) fn resume_session(
     replica: &str,
 ) -> Outcome<Resumed> {
     plain(&[replica])?;
+    if generation < 1 {
+        return Ok(Resumed::Gone);
+    }
     let served_ms = served(connection)?.served_ms;
     let resumed = diesel::update(sessions::table)
         .filter(sessions::id.eq(Key(id.0)))
-        .filter(sessions::state.eq(SESSION_LIVE).and(sessions::generation.eq(generation)))
+        .filter(sessions::state.eq(SESSION_LIVE).and(sessions::generation.ge(generation)))
         .set((
             sessions::generation.eq(sessions::generation + 1),
             sessions::expires_served_ms.eq(sessions::ttl_ms + served_ms),
@@ -156,14 +158,13 @@ fn accept(
     lease: LeaseRef,
     started_at_us: Option<i64>,
 ) -> Outcome<()> {
-    let Some(state) = state_of(connection, lease)?.and_then(|state| state.next(Event::Accept).ok()) else {
-        return Ok(());
-    };
-    sql("UPDATE tasks SET state = ?, started_at_us = coalesce(?, started_at_us) WHERE id = ? AND session_id = ?")
-        .integer(i64::from(state as i16))
-        .integer(started_at_us)
-        .uuid(&lease.task.0)
-        .uuid(&session.0)
+    // A task that runs already, or is being cancelled, stays as it is.
+    let Ok(state) = State::Dispatched.next(Event::Accept) else { return Ok(()) };
+    diesel::update(tasks::table)
+        .filter(tasks::id.eq(Key(lease.task.0)).and(tasks::session_id.eq(Key(session.0))))
+        .filter(tasks::attempt.eq(lease.attempt).and(tasks::token.eq(lease.token.0)))
+        .filter(tasks::state.eq(State::Dispatched as i16))
+        .set((tasks::state.eq(state as i16), tasks::started_at_us.eq(started_at_us)))
         .execute(connection)?;
     Ok(())
 }

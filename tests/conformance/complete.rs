@@ -50,6 +50,19 @@ pub(crate) fn a_completion_ends_the_task(world: &World) {
     assert_eq!(world.attempts(lease.task).expect("reading attempts"), []);
 }
 
+pub(crate) fn a_completion_never_lowers_what_was_spent(world: &World) {
+    let worker = world.worker();
+    for (said, counted) in [((0, 0), (3, 2)), ((4, 1), (4, 2)), ((1, 5), (3, 5))] {
+        let lease = world.held(worker);
+        world.try_requeue(Requeue { failures: 3, losses: 2, ..requeue(lease, secs(0)) });
+        let lease = world.dispatched(worker, lease.task).lease;
+        let (failures, losses) = said;
+        world.try_complete(Completion { failures, losses, ..completion(lease, State::Succeeded) });
+        let row = world.row(lease.task);
+        assert_eq!((row.failures, row.losses), counted, "completed with {said:?}");
+    }
+}
+
 pub(crate) fn completing_twice_is_recorded_once(world: &World) {
     let lease = world.held(world.worker());
     world.completed(lease, State::Succeeded);

@@ -82,6 +82,7 @@ behaviours! {
     }
     complete {
         a_completion_ends_the_task
+        a_completion_never_lowers_what_was_spent
         completing_twice_is_recorded_once
         r2_a_stale_completion_changes_nothing
         r2_a_completion_after_a_requeue_is_stale

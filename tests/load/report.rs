@@ -110,8 +110,8 @@ pub(crate) struct Summary<'a> {
     profile: &'a str,
     environment: &'a Environment,
     passes: &'a Ceilings,
-    submit: [&'a Option<Submit>; 2],
-    lives: [&'a Option<Lives>; 3],
+    submit: BTreeMap<&'static str, &'a Submit>,
+    lives: BTreeMap<&'static str, &'a Lives>,
     memory: &'a [Memory],
     targets: Vec<Target>,
 }
@@ -132,6 +132,11 @@ fn mean(passes: &[f64]) -> Option<f64> {
 
 fn ratio(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
     Some(part? / whole?)
+}
+
+/// What there is of these.
+fn measured<'a, T, const N: usize>(all: [(&'static str, &'a Option<T>); N]) -> BTreeMap<&'static str, &'a T> {
+    all.into_iter().filter_map(|(name, one)| Some((name, one.as_ref()?))).collect()
 }
 
 impl Figures {
@@ -174,8 +179,12 @@ impl Figures {
             profile: environment.profile,
             environment,
             passes: ceilings,
-            submit: [&self.submit, &self.submit_without_ids],
-            lives: [&self.drain, &self.life, &self.life_without_ids],
+            submit: measured([("with_ids", &self.submit), ("without_ids", &self.submit_without_ids)]),
+            lives: measured([
+                ("drain", &self.drain),
+                ("whole", &self.life),
+                ("whole_without_ids", &self.life_without_ids),
+            ]),
             memory: &self.memory,
             targets: self.targets(ratio(submit, null), ratio(life, bare)),
         }

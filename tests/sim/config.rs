@@ -12,6 +12,8 @@ pub(crate) enum Weather {
     Chaos,
     /// None, only latency: then nothing may be lost, sent again or run twice.
     Calm,
+    /// Exclusive tasks that run long under short leases, and orchestrators that lose their connection.
+    Exclusive,
     /// Long lanes that only the feeder knows, transactions that commit late, and nothing else: then the feeder must find every
     /// task without the sweep.
     LateCommits,
@@ -39,6 +41,18 @@ pub(crate) enum FaultKind {
     Pause,
     DeleteQueue,
 }
+
+/// Faults under which exclusive tasks must not overlap, and which do not make worlds with them needlessly short of work.
+const HARMLESS_TO_EXCLUSIVE: [FaultKind; 8] = [
+    FaultKind::CrashReplica,
+    FaultKind::CrashOwner,
+    FaultKind::DrainReplica,
+    FaultKind::StallReplica,
+    FaultKind::Outage,
+    FaultKind::FailingCalls,
+    FaultKind::StepClock,
+    FaultKind::Unfit,
+];
 
 const KINDS: [FaultKind; 18] = [
     FaultKind::CutStream,
@@ -85,11 +99,11 @@ pub(crate) struct Config {
     pub unnoticed: Duration,
     pub longest_transaction: Duration,
     pub exclusive: f64,
+    /// The longest lease of a session, in seconds; the shortest is 5 s.
+    pub longest_lease: u64,
     /// Offers that are lost, and that come twice.
     pub offers_lost: f64,
     pub offers_doubled: f64,
-    /// A live session that is refused to its own orchestrator breaks a rule.
-    pub strict_resume: bool,
 }
 
 impl Config {
@@ -123,12 +137,19 @@ impl Config {
             exclusive: if faults.contains(&FaultKind::StallOrchestrator) { 0.0 } else { 0.3 },
             offers_lost: if faults.contains(&FaultKind::LoseOffers) { 0.3 } else { 0.0 },
             offers_doubled: if faults.contains(&FaultKind::LoseOffers) { 0.2 } else { 0.0 },
-            strict_resume: false,
+            longest_lease: 15,
             faults,
         };
         match weather {
             Weather::Chaos => {}
             Weather::Calm => config.without_faults(),
+            Weather::Exclusive => {
+                config.faults.retain(|kind| HARMLESS_TO_EXCLUSIVE.contains(kind));
+                config.faults.extend([FaultKind::CutStream, FaultKind::Partition]);
+                config.exclusive = 1.0;
+                config.longest_lease = rng.random_range(5..=8);
+                config.tasks = rng.random_range(4..=10);
+            }
             Weather::LateCommits => {
                 config.without_faults();
                 config.owners = 1;

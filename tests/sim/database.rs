@@ -213,9 +213,8 @@ impl Database {
 
     pub(crate) fn resume_session(&mut self, id: SessionId, generation: i64, replica: &str) -> Result<Resumed> {
         let resumed = self.store.resume_session(id, generation, replica)?;
-        match &resumed {
-            Resumed::Yes { session, .. } => self.oracle.opened(session),
-            Resumed::Gone => self.oracle.refused(id),
+        if let Resumed::Yes { session, .. } = &resumed {
+            self.oracle.opened(session);
         }
         Ok(resumed)
     }

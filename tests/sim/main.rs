@@ -4,7 +4,7 @@
 //! The roles mirror the order of steps of the services' shells; every decision in them is core's. The oracle keeps a second
 //! book of all tasks, and says which rule was broken. A failing seed prints how to run it again.
 //!
-//! - `MILLRACE_SIM_SEEDS=N` runs N seeds.
+//! - `MILLRACE_SIM_SEEDS=N` runs N seeds, from `MILLRACE_SIM_FIRST` on (0 by default).
 //! - `MILLRACE_SIM_SEED=S` runs that one, and prints what happened in it last, `MILLRACE_SIM_NOTES=N` lines of it.
 
 mod book;
@@ -52,6 +52,7 @@ fn weather(seed: u64) -> Weather {
     match seed % 16 {
         0 => Weather::Calm,
         1 => Weather::LateCommits,
+        2 | 3 => Weather::Exclusive,
         _ => Weather::Chaos,
     }
 }
@@ -83,12 +84,13 @@ fn every_seed_keeps_every_rule() {
         return;
     }
     let count = variable("MILLRACE_SIM_SEEDS").unwrap_or(SEEDS);
-    let (next, events) = (AtomicU64::new(0), AtomicU64::new(0));
+    let first = variable("MILLRACE_SIM_FIRST").unwrap_or(0);
+    let (next, events) = (AtomicU64::new(first), AtomicU64::new(0));
     let run = || {
         let mut broken = Vec::new();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= count || broken.len() == FAILURES {
+            if seed >= first + count || broken.len() == FAILURES {
                 return broken;
             }
             let report = seeds::run(seed, weather(seed), None, false);

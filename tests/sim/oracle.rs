@@ -34,7 +34,6 @@ pub(crate) struct Oracle {
     /// count as one tick.
     pub down: Duration,
     pub slips: u32,
-    strict_resume: bool,
     pub facts: Facts,
 }
 
@@ -49,7 +48,6 @@ pub(crate) struct Facts {
     pub stale_starts: u64,
     pub resent: u64,
     pub stale_reports: u64,
-    pub lost_resumes: u64,
     pub turned_away: u64,
 }
 
@@ -114,7 +112,6 @@ impl Oracle {
             served_ms: 0,
             down: Duration::ZERO,
             slips: 0,
-            strict_resume: config.strict_resume,
             facts: Facts::default(),
         }
     }
@@ -276,15 +273,10 @@ impl Oracle {
         self.sessions.insert(row.session.id, session);
     }
 
-    /// A resume was refused. While the session lives only its own orchestrator can have asked, so it is about to stop what it
-    /// runs although nothing was wrong with it.
-    pub(crate) fn refused(&mut self, id: SessionId) {
-        if self.sessions.get(&id).is_some_and(|session| session.live) {
-            self.facts.lost_resumes += 1;
-            if self.strict_resume {
-                self.violation(format!("session {id} lives, and its orchestrator was told that it is gone"));
-            }
-        }
+    /// An orchestrator hears that its session is gone, and is about to stop what it runs. That may only be when it is.
+    pub(crate) fn told_gone(&mut self, id: SessionId, place: usize) {
+        let live = self.sessions.get(&id).is_some_and(|session| session.live);
+        self.require(!live, || format!("p{place} stops what session {id} holds, and the session lives"));
     }
 
     pub(crate) fn renewed(&mut self, id: SessionId, generation: i64) {

@@ -9,6 +9,8 @@ use millrace_core::{
     retry::OutcomeKind,
 };
 
+use rand::Rng;
+
 use crate::{
     book::{Book, Doing, Grants, Lease},
     message::{Assignment, Ended, Hello, Message, Report},
@@ -77,7 +79,7 @@ pub(crate) struct Orchestrator {
 
 /// Starts an orchestrator in a place.
 pub(crate) fn start(world: &mut World, index: usize) {
-    let seconds = world.pick(11) as u64 + 5;
+    let seconds = world.rng.random_range(5..=world.config.longest_lease);
     let next_place = world.pick(world.config.replicas);
     let slots = world.config.slots[index - world.config.orchestrator_places().start];
     let orchestrator = Orchestrator {
@@ -330,6 +332,10 @@ pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId, how: Ended) 
     };
     match how {
         Ended::Gone => {
+            if let Some((id, _)) = this.session {
+                world.db.oracle.told_gone(id, pid.index);
+            }
+            let Some(this) = world.orchestrator(pid) else { return };
             // The session has expired, or was closed: nothing that was held is ours, and a new one begins (R2).
             this.session = None;
             this.leave_at = None;

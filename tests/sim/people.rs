@@ -91,7 +91,8 @@ impl People {
 fn plan(config: &Config, rng: &mut SmallRng) -> Plan {
     let ms = |rng: &mut SmallRng, most: u64| Duration::from_millis(rng.random_range(1..=most));
     let late = config.weather == Weather::LateCommits;
-    let longest = if rng.random_bool(0.2) { 12_000 } else { 1_500 };
+    let long = config.weather == Weather::Exclusive || rng.random_bool(0.2);
+    let longest = if long { 12_000 } else { 1_500 };
     let attempts = (0..rng.random_range(1..=4)).map(|_| {
         let kind = match rng.random_range(0..20) {
             0..=13 => OutcomeKind::Succeeded,

@@ -3,11 +3,12 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use millrace_core::{id::TaskId, lease::Token};
 use millrace_proto::queue::v1::{self as wire, answer::Verdict};
-use millrace_runtime::failpoint;
+use millrace_runtime::{failpoint, status::Fault};
 use millrace_store::{Claim, Claimed, StoreError};
 
 use crate::{links::Link, sessions::Session, shared::Shared};
@@ -114,7 +115,7 @@ fn settle(shared: &Arc<Shared>, items: Vec<ClaimItem>, results: Vec<Claimed>) {
     }
     for session in touched.values() {
         if failpoint::hit("send.before").is_some() {
-            session.end(Some(tonic::Status::unavailable("fail point")));
+            session.end(Some(Fault::unavailable("fail point", Duration::ZERO).into()));
         }
         session.flush();
     }

@@ -23,6 +23,7 @@ use millrace_proto::{
         self as wire, answer::Verdict, exchange_request, exchange_response, queue_service_client::QueueServiceClient,
     },
 };
+use millrace_runtime::status::Fault;
 use millrace_store::MemberKind;
 use tokio::sync::Notify;
 use tonic::{Status, Streaming, transport::Endpoint};
@@ -226,7 +227,7 @@ async fn connect(
     endpoint: &str,
     kind: MemberKind,
 ) -> Result<Streaming<wire::ExchangeResponse>, Status> {
-    let unusable = |error: tonic::transport::Error| Status::unavailable(error.to_string());
+    let unusable = |error: tonic::transport::Error| Status::from(Fault::unavailable(error.to_string(), Duration::ZERO));
     let channel = Endpoint::from_shared(endpoint.to_owned())
         .map_err(unusable)?
         .connect_timeout(PATIENCE)

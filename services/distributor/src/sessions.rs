@@ -15,6 +15,7 @@ use millrace_core::{
     id::SessionId,
 };
 use millrace_proto::distributor::v1::{self as wire, connect_orchestrator_response::Message};
+use millrace_runtime::status::Fault;
 use millrace_store::Dispatch;
 use tokio::sync::Notify;
 use tonic::Status;
@@ -105,7 +106,7 @@ impl Sessions {
             table.by_id.insert(id, receiver).and_then(|earlier| table.by_receiver.remove(&earlier))
         };
         if let Some(earlier) = earlier {
-            earlier.end(Some(Status::aborted("the session was resumed on another stream")));
+            earlier.end(Some(Fault::aborted("RESUMED", "the session was resumed on another stream").into()));
         }
         session
     }
@@ -294,6 +295,11 @@ impl Session {
         state.outbox.send_held = true;
         drop(state);
         self.wake.notify_one();
+    }
+
+    /// The comparison failed: the next heartbeat that differs asks again.
+    pub(crate) fn may_ask_again(&self) {
+        lock(&self.state).asked_for_held = false;
     }
 
     /// Makes the orchestrator's list and the database's equal: returns what must be sent again.

@@ -48,7 +48,7 @@ pub(super) async fn connect(
         return Err(Fault::exhausted("TOO_MANY_SESSIONS", message, Duration::from_secs(5)).into());
     }
     let first = tokio::time::timeout(HELLO, inbound.message()).await;
-    let hello = match first.map_err(|_| Status::deadline_exceeded("no Hello within 10 s"))?? {
+    let hello = match first.map_err(|_| Fault::of(tonic::Code::DeadlineExceeded, "no Hello within 10 s"))?? {
         Some(wire::ConnectOrchestratorRequest { message: Some(Message::Hello(hello)) }) => hello,
         _ => return Err(Fault::precondition("HELLO_FIRST", "the first message must be a Hello").into()),
     };
@@ -172,7 +172,7 @@ async fn resume(
     let replica = shared.context.endpoint.clone();
     let resumed = shared.blocking(move |store| store.resume_session(session, generation, &replica)).await?;
     if failpoint::hit("resume.after_commit").is_some() {
-        return Err(Status::unavailable("fail point"));
+        return Err(Fault::unavailable("fail point", Duration::ZERO).into());
     }
     match resumed {
         Resumed::Yes { session, held } => Ok((session, held)),
@@ -291,7 +291,10 @@ pub(crate) async fn compare(shared: &Arc<Shared>, session: &Arc<Session>, theirs
                 session.send_again(again, shared.now());
             }
         }
-        Err(fault) => tracing::debug!(session = %id, %fault, "lists cannot be compared now"),
+        Err(fault) => {
+            tracing::debug!(session = %id, %fault, "lists cannot be compared now; the next heartbeat tries again");
+            session.may_ask_again();
+        }
     }
 }
 

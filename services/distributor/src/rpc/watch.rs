@@ -183,7 +183,7 @@ async fn from_remote(remote: &mut Option<(String, mpsc::Receiver<wire::TaskOutpu
 }
 
 async fn forward(replica: String, task_id: String, sender: mpsc::Sender<wire::TaskOutput>) -> Result<(), Status> {
-    let unusable = |error: tonic::transport::Error| Status::unavailable(error.to_string());
+    let unusable = |error: tonic::transport::Error| Status::from(Fault::unavailable(error.to_string(), Duration::ZERO));
     let channel = tonic::transport::Endpoint::from_shared(replica)
         .map_err(unusable)?
         .connect_timeout(LAST_OUTPUT)

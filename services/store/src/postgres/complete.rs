@@ -50,7 +50,7 @@ const COMPLETE: &str = concat!(
         DELETE FROM tasks t USING unnest($1::uuid[], $2::integer[], $3::bigint[]) WITH ORDINALITY AS item(id, attempt, token, n)
         WHERE t.id = item.id AND t.attempt = item.attempt AND t.token = item.token AND t.state IN (3, 4, 5)
         RETURNING t.id, t.tenant, t.queue, t.state, t.rank, t.executor, t.resource_class, t.concurrency_key, t.exclusive,
-            t.timeout_ms, t.attempt, t.token, t.session_id, t.unsupported, t.created_at_us, t.expires_at_us,
+            t.timeout_ms, t.attempt, t.token, t.session_id, t.failures, t.losses, t.unsupported, t.created_at_us, t.expires_at_us,
             t.dispatched_at_us, t.started_at_us, t.trace_context, t.format, t.min_reader, t.spec, item.n::integer AS n
     )
     INSERT INTO finished_tasks (slot, finished_at_us, id, tenant, queue, state, rank, executor, resource_class,
@@ -60,8 +60,8 @@ const COMPLETE: &str = concat!(
     SELECT (SELECT slot FROM clock), (SELECT now_us FROM clock), id, tenant, queue,
         CASE WHEN state = 5 AND ($4::smallint[])[n] <> 6 THEN 8 ELSE ($4)[n] END, rank, executor, resource_class,
         concurrency_key, exclusive, timeout_ms, attempt, token, session_id, unsupported, created_at_us, expires_at_us,
-        dispatched_at_us, trace_context, format, min_reader, spec, coalesce(($5::integer[])[n], 0),
-        coalesce(($6::integer[])[n], 0), ($7::smallint[])[n], ($8::integer[])[n], ($9::integer[])[n],
+        dispatched_at_us, trace_context, format, min_reader, spec, greatest(failures, ($5::integer[])[n]),
+        greatest(losses, ($6::integer[])[n]), ($7::smallint[])[n], ($8::integer[])[n], ($9::integer[])[n],
         coalesce(($10::text[])[n], ''), coalesce(($11::bytea[])[n], ''), coalesce(($12::bigint[])[n], 0),
         coalesce(($13::bigint[])[n], started_at_us), ($14::bigint[])[n]
     FROM ended

@@ -143,10 +143,10 @@ fn matching(
 fn candidates(conn: &mut Conn<'_>, below: Option<Uuid>, step: i64) -> Result<Vec<Candidate>> {
     // Above every version 7 UUID, and no task has it.
     let below = below.unwrap_or(Uuid::max());
-    let statement = sql("SELECT id, tenant, queue, state FROM (
-            SELECT id, tenant, queue, state FROM tasks WHERE id < $1
-            UNION ALL
-            SELECT id, tenant, queue, state FROM finished_tasks WHERE id < $1) AS t
+    // Each table by itself in the order of its key: over both at once the planner sorts all of them.
+    let statement = sql("(SELECT id, tenant, queue, state FROM tasks WHERE id < $1 ORDER BY id DESC LIMIT $2)
+        UNION ALL
+        (SELECT id, tenant, queue, state FROM finished_tasks WHERE id < $1 ORDER BY id DESC LIMIT $2)
         ORDER BY id DESC LIMIT $2");
     conn.readable_rows(statement.bind(below).bind(step), |row| {
         Ok(Candidate { id: row.get()?, tenant: row.get()?, queue: row.get()?, state: row.get()? })

@@ -214,6 +214,7 @@ behaviours! {
         young_finished_tasks_are_kept
         old_finished_tasks_are_dropped
         old_and_young_share_no_fate
+        no_task_is_dropped_before_its_time
         a_new_width_of_slots_drops_nothing_young
         live_tasks_are_never_dropped
         old_request_keys_are_dropped

@@ -98,7 +98,10 @@ pub(crate) fn r5_renewals_tell_which_queues_were_lost(world: &World) {
     assert_eq!(sorted(lost), ["lost", "nowhere", "taken"]);
     // An epoch that is not the one in force is lost too, even to the same member.
     let (kept, epoch) = owned[0].clone();
-    assert_eq!(world.renew_queues(one, &[(kept.clone(), epoch - 1)], HOUR_MS).expect("renewing"), [kept.clone()]);
+    assert_eq!(
+        world.renew_queues(one, &[(kept.clone(), epoch - 1)], HOUR_MS).expect("renewing"),
+        std::slice::from_ref(&kept)
+    );
     assert_eq!(world.renew_queues(other, &[(kept.clone(), epoch)], HOUR_MS).expect("renewing"), [kept]);
 }
 

@@ -82,6 +82,27 @@ pub(crate) fn old_and_young_share_no_fate(world: &World) {
     assert!(!is_there(world, young) && !is_there(world, old));
 }
 
+pub(crate) fn no_task_is_dropped_before_its_time(world: &World) {
+    let keep = hours(60);
+    trim(world, keep);
+    // Closer to each other than a slot is wide, so that most share a slot with a younger one.
+    let mut tasks: Vec<(TaskId, u64)> = Vec::new();
+    for hour in (0..90).step_by(2) {
+        if hour % 4 == 0 && hour < 28 {
+            tasks.push((world.finished(State::Succeeded), hour));
+        }
+        trim(world, keep);
+        for (task, finished) in &tasks {
+            let age = hour - finished;
+            assert!(age >= 60 || is_there(world, *task), "a task {age} h old was dropped");
+        }
+        world.advance(hours(2));
+    }
+    world.advance(hours(20));
+    trim(world, keep);
+    assert!(tasks.iter().all(|(task, _)| !is_there(world, *task)));
+}
+
 pub(crate) fn a_new_width_of_slots_drops_nothing_young(world: &World) {
     let mut tasks = Vec::new();
     for keep in [hours(6), hours(600), hours(1), hours(60), hours(7)] {

@@ -14,10 +14,18 @@ pub(crate) enum Weather {
     Calm,
     /// Exclusive tasks that run long under short leases, and orchestrators that lose their connection.
     Exclusive,
+    /// Owners of queues that come, go and stall, and exchange streams that break.
+    Owners,
+    /// Messages and calls that take seconds, and processes that stall.
+    Slow,
     /// Long lanes that only the feeder knows, transactions that commit late, and nothing else: then the feeder must find every
     /// task without the sweep.
     LateCommits,
 }
+
+/// Every kind.
+pub(crate) const WEATHERS: [Weather; 6] =
+    [Weather::Chaos, Weather::Calm, Weather::Exclusive, Weather::Owners, Weather::Slow, Weather::LateCommits];
 
 /// The kinds of faults that a world may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +42,7 @@ pub(crate) enum FaultKind {
     Outage,
     FailingCalls,
     Partition,
+    IsolateOrchestrator,
     JumpClock,
     StepClock,
     Unfit,
@@ -43,18 +52,17 @@ pub(crate) enum FaultKind {
 }
 
 /// Faults under which exclusive tasks must not overlap, and which do not make worlds with them needlessly short of work.
-const HARMLESS_TO_EXCLUSIVE: [FaultKind; 8] = [
+const HARMLESS_TO_EXCLUSIVE: [FaultKind; 7] = [
     FaultKind::CrashReplica,
     FaultKind::CrashOwner,
     FaultKind::DrainReplica,
     FaultKind::StallReplica,
     FaultKind::Outage,
     FaultKind::FailingCalls,
-    FaultKind::StepClock,
     FaultKind::Unfit,
 ];
 
-const KINDS: [FaultKind; 18] = [
+const KINDS: [FaultKind; 19] = [
     FaultKind::CutStream,
     FaultKind::CrashReplica,
     FaultKind::CrashOwner,
@@ -67,6 +75,7 @@ const KINDS: [FaultKind; 18] = [
     FaultKind::Outage,
     FaultKind::FailingCalls,
     FaultKind::Partition,
+    FaultKind::IsolateOrchestrator,
     FaultKind::JumpClock,
     FaultKind::StepClock,
     FaultKind::Unfit,
@@ -145,10 +154,33 @@ impl Config {
             Weather::Calm => config.without_faults(),
             Weather::Exclusive => {
                 config.faults.retain(|kind| HARMLESS_TO_EXCLUSIVE.contains(kind));
-                config.faults.extend([FaultKind::CutStream, FaultKind::Partition]);
+                config.faults.extend([
+                    FaultKind::CutStream,
+                    FaultKind::IsolateOrchestrator,
+                    FaultKind::IsolateOrchestrator,
+                ]);
                 config.exclusive = 1.0;
-                config.longest_lease = rng.random_range(5..=8);
+                config.longest_lease = 6;
                 config.tasks = rng.random_range(4..=10);
+            }
+            Weather::Owners => {
+                config.faults = vec![
+                    FaultKind::CrashOwner,
+                    FaultKind::CrashReplica,
+                    FaultKind::StallOwner,
+                    FaultKind::DrainReplica,
+                    FaultKind::CutStream,
+                    FaultKind::CutStream,
+                ];
+                config.chaos = Duration::from_secs(rng.random_range(30..=70));
+                config.fault_count = rng.random_range(10..=30);
+            }
+            Weather::Slow => {
+                let kinds = [FaultKind::StallReplica, FaultKind::StallOrchestrator, FaultKind::CutStream];
+                config.faults = kinds.into_iter().chain([FaultKind::FailingCalls, FaultKind::Outage]).collect();
+                config.exclusive = 0.0;
+                config.slow = rng.random_range(0.05..0.3);
+                config.slow_latency = ms(rng.random_range(2_000..=9_000));
             }
             Weather::LateCommits => {
                 config.without_faults();

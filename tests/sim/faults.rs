@@ -91,7 +91,17 @@ fn strike(world: &mut World, kind: FaultKind) {
         FaultKind::StallReplica | FaultKind::StallOwner | FaultKind::StallOrchestrator => stall(world, kind),
         FaultKind::Outage => outage(world),
         FaultKind::FailingCalls => failing_calls(world),
-        FaultKind::Partition => partition(world),
+        FaultKind::Partition => {
+            let places = world.processes.len();
+            let pair = (world.pick(places), world.pick(places));
+            part(world, vec![pair]);
+        }
+        FaultKind::IsolateOrchestrator => {
+            if let Some(pid) = victim(world, FaultKind::CrashOrchestrator) {
+                let pairs = world.config.replica_places().map(|replica| (pid.index, replica)).collect();
+                part(world, pairs);
+            }
+        }
         FaultKind::JumpClock => {
             // A step that is a gap, or one that goes back.
             let far = world.rng.random_range(4_000_000..60_000_000);
@@ -135,13 +145,24 @@ fn stall(world: &mut World, kind: FaultKind) {
 }
 
 fn outage(world: &mut World) {
-    if world.db.is_out {
+    if world.db.is_out || world.db.failing.1 == 1.0 {
         return;
     }
-    let span = world.span(Duration::from_millis(100), Duration::from_secs(25));
-    world.db.is_out = true;
-    world.db.out_since = world.now;
-    world.after(span, Target::World, "outage ends", end_outage);
+    // What it commits last, nobody hears of.
+    let last = world.db.failing;
+    world.db.failing = (0.0, 1.0);
+    let dying = world.span(Duration::ZERO, Duration::from_millis(50));
+    world.after(dying, Target::World, "outage", move |world| {
+        if world.settling {
+            return;
+        }
+        let most = if world.chance(0.5) { Duration::from_secs(8) } else { Duration::from_secs(25) };
+        let span = world.span(Duration::from_millis(100), most);
+        world.db.failing = last;
+        world.db.is_out = true;
+        world.db.out_since = world.now;
+        world.after(span, Target::World, "outage ends", end_outage);
+    });
 }
 
 fn end_outage(world: &mut World) {
@@ -158,14 +179,15 @@ fn failing_calls(world: &mut World) {
     world.after(span, Target::World, "calls work", |world| world.db.failing = (0.0, 0.0));
 }
 
-fn partition(world: &mut World) {
-    let places = world.processes.len();
-    let (one, other) = (world.pick(places), world.pick(places));
-    world.net.blocked.push((one, other));
-    world.cut_all(|a, b| (a, b) == (one, other) || (b, a) == (one, other));
+/// These pairs of places cannot reach each other for a while.
+fn part(world: &mut World, pairs: Vec<(usize, usize)>) {
+    for &(one, other) in &pairs {
+        world.net.blocked.push((one, other));
+        world.cut_all(|a, b| (a, b) == (one, other) || (b, a) == (one, other));
+    }
     let span = world.span(Duration::from_millis(200), Duration::from_secs(20));
     world.after(span, Target::World, "partition ends", move |world| {
-        world.net.blocked.retain(|pair| *pair != (one, other));
+        world.net.blocked.retain(|pair| !pairs.contains(pair));
     });
 }
 

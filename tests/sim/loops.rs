@@ -142,11 +142,10 @@ fn resend(world: &mut World, pid: Pid) {
                 let (Ok(held), now) = (held, world.now) else { return };
                 let again: Vec<Dispatch> =
                     held.into_iter().filter(|dispatch| overdue.contains(&dispatch.lease)).collect();
-                world.db.oracle.facts.resent += again.len() as u64;
-                if let Some(stay) = world.replica(pid).and_then(|replica| replica.stays.get_mut(&receiver)) {
-                    stay.send_again(&again, now);
-                    replica::flush(world, pid, receiver);
-                }
+                let stay = world.replica(pid).and_then(|replica| replica.stays.get_mut(&receiver));
+                let sent = stay.map_or(0, |stay| stay.send_overdue(again, now));
+                world.db.oracle.facts.resent += sent as u64;
+                replica::flush(world, pid, receiver);
             },
         );
     }

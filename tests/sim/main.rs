@@ -5,6 +5,7 @@
 //! book of all tasks, and says which rule was broken. A failing seed prints how to run it again.
 //!
 //! - `MILLRACE_SIM_SEEDS=N` runs N seeds, from `MILLRACE_SIM_FIRST` on (0 by default).
+//! - `MILLRACE_SIM_WEATHER=W` makes every world one of that kind.
 //! - `MILLRACE_SIM_SEED=S` runs that one, and prints what happened in it last, `MILLRACE_SIM_NOTES=N` lines of it.
 
 mod book;
@@ -35,7 +36,7 @@ use std::{
     thread,
 };
 
-use config::Weather;
+use config::{WEATHERS, Weather};
 use mutant::{MUTANTS, Mutant};
 
 /// Seeds of a run that names no number.
@@ -49,10 +50,16 @@ const FAILURES: usize = 10;
 
 /// What kind of world a seed is.
 fn weather(seed: u64) -> Weather {
+    if let Ok(name) = std::env::var("MILLRACE_SIM_WEATHER") {
+        let named = WEATHERS.into_iter().find(|weather| format!("{weather:?}") == name);
+        return named.unwrap_or_else(|| panic!("MILLRACE_SIM_WEATHER must be one of {WEATHERS:?}"));
+    }
     match seed % 16 {
         0 => Weather::Calm,
         1 => Weather::LateCommits,
         2 | 3 => Weather::Exclusive,
+        4 | 5 => Weather::Owners,
+        6 | 7 => Weather::Slow,
         _ => Weather::Chaos,
     }
 }
@@ -69,10 +76,20 @@ fn explain(seed: u64, mutant: Option<Mutant>) -> String {
     }
     let what = report.broken.unwrap_or_else(|| "nothing, the second time: the world is not deterministic".into());
     format!(
-        "seed {seed} ({:?}) broke a rule at {:.3} s: {what}\nMILLRACE_SIM_SEED={seed} cargo test -p millrace-tests --test sim -- --nocapture every_seed",
+        "seed {seed} ({:?}) broke a rule at {:.3} s: {what}\nMILLRACE_SIM_SEED={seed} MILLRACE_SIM_WEATHER={:?} cargo test -p millrace-tests --test sim -- --nocapture every_seed",
         weather(seed),
         report.ended.as_secs_f64(),
+        weather(seed),
     )
+}
+
+/// Runs the same work on every core, and gathers what it brings.
+fn on_every_core<T: Send>(work: impl Fn() -> Vec<T> + Sync) -> Vec<T> {
+    let workers = thread::available_parallelism().map_or(2, usize::from);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(&work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("a worker panicked")).collect()
+    })
 }
 
 #[test]
@@ -100,11 +117,7 @@ fn every_seed_keeps_every_rule() {
             }
         }
     };
-    let workers = thread::available_parallelism().map_or(2, usize::from);
-    let mut broken: Vec<(u64, String)> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(run)).collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("a worker panicked")).collect()
-    });
+    let mut broken: Vec<(u64, String)> = on_every_core(run);
     println!("{count} seeds, {} events", events.load(Ordering::Relaxed));
     broken.sort();
     for (seed, what) in &broken {
@@ -124,10 +137,23 @@ fn a_seed_is_the_same_world_each_time() {
 
 #[test]
 fn the_simulation_finds_planted_bugs() {
-    for mutant in MUTANTS {
-        let found = (0..TRIES).find(|&seed| seeds::run(seed, weather(seed), Some(mutant), false).broken.is_some());
-        let seed = found.unwrap_or_else(|| panic!("{mutant:?} was not found in {TRIES} worlds"));
-        let report = seeds::run(seed, weather(seed), Some(mutant), false);
-        println!("{mutant:?} in world {seed}: {}", report.broken.unwrap_or_default());
-    }
+    let next = AtomicU64::new(0);
+    let hunt = || {
+        let mut missed = Vec::new();
+        while let Some(&mutant) = MUTANTS.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+            let run =
+                |seed| seeds::run(seed, mutant.weather(), Some(mutant), false).broken.map(|broken| (seed, broken));
+            match (0..TRIES).find_map(run) {
+                Some((seed, broken)) => {
+                    println!("{mutant:?} in world {seed}: {broken}");
+                    let sound = seeds::run(seed, mutant.weather(), None, false);
+                    assert_eq!(sound.broken, None, "world {seed} is broken without {mutant:?} as well");
+                }
+                None => missed.push(mutant),
+            }
+        }
+        missed
+    };
+    let missed: Vec<Mutant> = on_every_core(hunt);
+    assert!(missed.is_empty(), "not found in {TRIES} worlds each: {missed:?}");
 }

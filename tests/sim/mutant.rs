@@ -1,5 +1,7 @@
 //! Bugs that can be planted in a world, to prove that the simulation finds them.
 
+use crate::config::Weather;
+
 /// A planted bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mutant {
@@ -37,16 +39,39 @@ pub(crate) enum Mutant {
     ListsAreNotCompared,
     /// R1: an assignment is sent once.
     NothingIsSentAgain,
+    /// R1: an overdue attempt is sent again although it has been reported while the database was asked.
+    ResentAfterTheEnd,
     /// R2: what sessions that are over hold stays with them.
     OrphansAreLeft,
     /// R16: an exclusive attempt runs on when its lease cannot be renewed.
     ExclusiveRunsOn,
+    /// An orchestrator that hears on an open stream that its session is gone believes it at once.
+    GoneOnAStreamIsBelieved,
     /// An orchestrator takes an assignment that it knows for a new one.
     RepeatsAreRun,
 }
 
+impl Mutant {
+    /// The kind of world in which it must show soon.
+    pub(crate) fn weather(self) -> Weather {
+        match self {
+            Mutant::EpochIsNotChecked
+            | Mutant::DemandNumbersOutliveTheLink
+            | Mutant::DemandNumbersOutliveTheEpoch
+            | Mutant::QueuesGoWithTheirLink => Weather::Owners,
+            Mutant::ListsAreNotCompared
+            | Mutant::NothingIsSentAgain
+            | Mutant::ResentAfterTheEnd
+            | Mutant::RepeatsAreRun => Weather::Slow,
+            Mutant::FeedsDoNotOverlap => Weather::LateCommits,
+            Mutant::ExclusiveRunsOn => Weather::Exclusive,
+            _ => Weather::Chaos,
+        }
+    }
+}
+
 /// Every one.
-pub(crate) const MUTANTS: [Mutant; 20] = [
+pub(crate) const MUTANTS: [Mutant; 22] = [
     Mutant::EpochIsNotChecked,
     Mutant::GenerationIsNotChecked,
     Mutant::StaleCompletionCounts,
@@ -64,7 +89,9 @@ pub(crate) const MUTANTS: [Mutant; 20] = [
     Mutant::AcknowledgedBeforeTheCommit,
     Mutant::ListsAreNotCompared,
     Mutant::NothingIsSentAgain,
+    Mutant::ResentAfterTheEnd,
     Mutant::OrphansAreLeft,
     Mutant::ExclusiveRunsOn,
+    Mutant::GoneOnAStreamIsBelieved,
     Mutant::RepeatsAreRun,
 ];

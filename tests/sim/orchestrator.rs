@@ -79,7 +79,7 @@ pub(crate) struct Orchestrator {
 
 /// Starts an orchestrator in a place.
 pub(crate) fn start(world: &mut World, index: usize) {
-    let seconds = world.rng.random_range(5..=world.config.longest_lease);
+    let lease = Duration::from_millis(world.rng.random_range(5_000..=world.config.longest_lease * 1_000));
     let next_place = world.pick(world.config.replicas);
     let slots = world.config.slots[index - world.config.orchestrator_places().start];
     let orchestrator = Orchestrator {
@@ -93,7 +93,7 @@ pub(crate) fn start(world: &mut World, index: usize) {
         failures: 0,
         leave_at: None,
         book: Book::default(),
-        lease: Lease::new(Duration::from_secs(seconds), world.now),
+        lease: Lease::new(lease, world.now),
         grants: Grants::default(),
         outbox: Outbox::default(),
         stage: Stage::Serving,
@@ -323,7 +323,7 @@ fn retry(world: &mut World, pid: Pid) {
 
 /// The stream is over.
 pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId, how: Ended) {
-    let now = world.now;
+    let (now, mutant) = (world.now, world.mutant);
     let Some(this) = world.orchestrator(pid) else { return };
     let up = match this.link {
         Link::Up(current) if current == stream => true,
@@ -331,14 +331,18 @@ pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId, how: Ended) 
         _ => return,
     };
     match how {
+        // Only a Hello that is refused says so for sure: on a stream that was open it may be no more than that another Hello
+        // of ours, long under way, has resumed the session elsewhere.
+        Ended::Gone if up && mutant != Some(Mutant::GoneOnAStreamIsBelieved) => {
+            this.leave_at = None;
+            retry(world, pid);
+        }
         Ended::Gone => {
-            if let Some((id, _)) = this.session {
+            // The session has expired, or was closed: nothing that was held is ours, and a new one begins (R2).
+            this.leave_at = None;
+            if let Some((id, _)) = this.session.take() {
                 world.db.oracle.told_gone(id, pid.index);
             }
-            let Some(this) = world.orchestrator(pid) else { return };
-            // The session has expired, or was closed: nothing that was held is ours, and a new one begins (R2).
-            this.session = None;
-            this.leave_at = None;
             forget_all(world, pid);
             retry(world, pid);
         }

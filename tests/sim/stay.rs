@@ -33,6 +33,8 @@ pub(crate) struct Stay {
     reserved: u32,
     held: Held,
     accepted: Vec<LeaseRef>,
+    /// Overdue attempts for which the database is being asked, and of which nothing has been heard since.
+    resending: BTreeSet<LeaseRef>,
     demands: BTreeMap<(String, StreamId), Numbers>,
     demand_seq: u64,
     outbox: Outbox,
@@ -73,6 +75,7 @@ impl Stay {
             reserved: 0,
             held: Held::default(),
             accepted: Vec::new(),
+            resending: BTreeSet::new(),
             demands: BTreeMap::new(),
             demand_seq: 0,
             outbox: Outbox::default(),
@@ -144,6 +147,19 @@ impl Stay {
         }
     }
 
+    /// Sends overdue attempts again, as the database has them: only those of which nothing has been heard since they were found
+    /// overdue. One that has ended meanwhile would be run once more.
+    pub(crate) fn send_overdue(&mut self, mut dispatches: Vec<Dispatch>, now: Duration) -> usize {
+        if self.mutant != Some(Mutant::ResentAfterTheEnd) {
+            dispatches.retain(|dispatch| self.resending.contains(&dispatch.lease));
+        }
+        for dispatch in &dispatches {
+            self.resending.remove(&dispatch.lease);
+        }
+        self.send_again(&dispatches, now);
+        dispatches.len()
+    }
+
     pub(crate) fn restore(&mut self, held: &[Dispatch], named: &BTreeSet<LeaseRef>, now: Duration) {
         for dispatch in held {
             self.held.assigned(dispatch.lease, now);
@@ -157,6 +173,9 @@ impl Stay {
     }
 
     pub(crate) fn accept(&mut self, leases: Vec<LeaseRef>) {
+        for lease in &leases {
+            self.resending.remove(lease);
+        }
         let news: Vec<LeaseRef> = leases.into_iter().filter(|lease| self.held.accepted(*lease)).collect();
         self.accepted.extend(news);
     }
@@ -175,6 +194,7 @@ impl Stay {
     }
 
     pub(crate) fn finish(&mut self, lease: LeaseRef, report: Report) {
+        self.resending.remove(&lease);
         if report != Report::Unavailable {
             self.held.ended(lease);
         }
@@ -218,7 +238,9 @@ impl Stay {
     }
 
     pub(crate) fn overdue(&mut self, now: Duration, patience: Duration) -> Vec<LeaseRef> {
-        self.held.overdue(now, patience)
+        let overdue = self.held.overdue(now, patience);
+        self.resending.extend(&overdue);
+        overdue
     }
 
     pub(crate) fn cancel(&mut self, leases: impl IntoIterator<Item = LeaseRef>) {

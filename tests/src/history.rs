@@ -114,7 +114,7 @@ impl History {
             let latest = attempts.iter().max().copied().unwrap_or(0);
             let unexcused =
                 |attempt: &i32| *attempt < latest && !excused.is_some_and(|excused| excused.contains(attempt));
-            if attempts.iter().any(|attempt| unexcused(attempt)) {
+            if attempts.iter().any(unexcused) {
                 findings.unexcused.push(id.clone());
             }
             if let Some(last) = reasons.last_attempt.get(id)

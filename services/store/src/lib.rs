@@ -99,8 +99,8 @@ pub trait Store: Send + Sync + 'static {
     /// Returns whether a live session was ended.
     fn close_session(&self, session: SessionId, generation: Option<i64>) -> Result<bool>;
 
-    /// Ends sessions whose lease has run out, at most `limit`, and returns them. Does nothing while the clock is frozen. Rows locked by
-    /// another reaper are skipped.
+    /// Ends sessions whose lease has run out, at most `limit`, and returns those that this call has ended. Does nothing while the clock
+    /// is frozen. Waits for claims under way on them, so that a session which is claimed for all the time ends all the same.
     fn reap_sessions(&self, limit: i64) -> Result<Vec<SessionId>>;
 
     /// Tasks held by sessions that are over, at most `limit` (R2), in any order.

@@ -198,7 +198,7 @@ fn describe<S: MigrationSource<DB>, DB: Backend>(source: S, applied: &[String]) 
 }
 
 fn connect_postgres(url: &str) -> Result<PgConnection> {
-    PgConnection::establish(url).map_err(|error| StoreError::Unavailable(error.to_string().trim().to_owned()))
+    PgConnection::establish(url).map_err(|error| crate::postgres::not_connected(&error.to_string()))
 }
 
 fn connect_sqlite(path: &str) -> Result<SqliteConnection> {

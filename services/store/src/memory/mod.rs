@@ -12,6 +12,8 @@ mod queues;
 mod retention;
 mod sessions;
 mod submit;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 use std::{

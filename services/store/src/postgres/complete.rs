@@ -9,11 +9,16 @@ use super::{
     rows::{lease_ref, now_us, storable},
     sql::{Statement, sql, unless},
 };
-use crate::{Completed, Completion, Outcome, Result, batch::bisect};
+use crate::{Completed, Completion, Outcome, Result, StoreError, batch::bisect};
 
 pub(super) fn complete(pool: &Pool, batch: &[Completion]) -> Result<Vec<Completed>> {
-    // What a completion brings is made storable before it is sent, so none is refused; if one is, it alone stands for the error.
-    bisect(batch, |part| complete_part(pool, part), |_, error| Err(error))
+    // What a completion brings is made storable before it is sent, so none should be refused. One that is must not cost its
+    // neighbours their outcomes.
+    let refuse = |completion: &Completion, error: StoreError| {
+        tracing::error!(task = %completion.lease.task, %error, "the database refuses a completion");
+        Ok(Completed::Stale)
+    };
+    bisect(batch, |part| complete_part(pool, part), refuse)
 }
 
 fn complete_part(pool: &Pool, part: &[Completion]) -> Result<Vec<Completed>> {

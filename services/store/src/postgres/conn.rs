@@ -8,7 +8,7 @@ use diesel::{
 };
 
 use super::{
-    failure::{self, from_diesel},
+    failure::{self, from_diesel, words},
     link::Watch,
     sql::{Columns, Read, Statement},
 };
@@ -53,7 +53,7 @@ impl<'l> Conn<'l> {
             Mode::Write => {
                 let wrote_before = |error: StoreError, wrote: bool| match wrote && error.is_transient() {
                     // An earlier statement of the call is committed, so it is not true that nothing was changed.
-                    true => StoreError::UnknownOutcome(error.to_string()),
+                    true => StoreError::UnknownOutcome(words(error)),
                     false => error,
                 };
                 let result = work(&mut self);
@@ -170,7 +170,7 @@ impl<'l> Conn<'l> {
         let (error, connection) = from_diesel(error);
         self.lost |= connection != failure::Connection::Sound;
         match (connection, committing) {
-            (failure::Connection::Lost, true) => StoreError::UnknownOutcome(error.to_string()),
+            (failure::Connection::Lost, true) => StoreError::UnknownOutcome(words(error)),
             _ => error,
         }
     }

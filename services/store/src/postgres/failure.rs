@@ -26,8 +26,21 @@ pub(super) fn from_diesel(error: Error) -> (StoreError, Connection) {
     }
 }
 
+/// A message as one line.
+pub(super) fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The words of an error whose meaning changes with what was under way.
+pub(super) fn words(error: StoreError) -> String {
+    match error {
+        StoreError::Unavailable(text) | StoreError::Timeout(text) | StoreError::Conflict(text) => text,
+        error => error.to_string(),
+    }
+}
+
 fn from_server(kind: DatabaseErrorKind, message: &str) -> (StoreError, Connection) {
-    let text = message.trim().to_owned();
+    let text = one_line(message);
     let lost = matches!(kind, DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand)
         || LOST.iter().any(|part| text.contains(part));
     match (lost, kind) {

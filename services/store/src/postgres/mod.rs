@@ -46,6 +46,8 @@ use self::{
 };
 use crate::*;
 
+pub(crate) use self::pool::not_connected;
+
 /// A store on PostgreSQL 15 or later.
 pub(crate) struct PostgresStore {
     dispatch: Pool,

@@ -57,8 +57,9 @@ pub(super) fn position(people: &Pool, id: TaskId) -> Result<Option<i64>> {
     let statement = sql("WITH RECURSIVE this AS MATERIALIZED (
             SELECT queue, rank, ready_at_us, id FROM tasks WHERE id = $1 AND ready_at_us IS NOT NULL
         ), tenants AS (
-            (SELECT t.tenant FROM this, tasks t WHERE t.queue = this.queue AND t.ready_at_us IS NOT NULL
-             ORDER BY t.tenant LIMIT 1)
+            SELECT first.tenant FROM this CROSS JOIN LATERAL (
+                SELECT t.tenant FROM tasks t WHERE t.queue = this.queue AND t.ready_at_us IS NOT NULL
+                ORDER BY t.tenant LIMIT 1) AS first
             UNION ALL
             SELECT next.tenant FROM tenants, this CROSS JOIN LATERAL (
                 SELECT t.tenant FROM tasks t

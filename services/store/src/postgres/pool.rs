@@ -13,7 +13,7 @@ use r2d2::ManageConnection;
 
 use super::{
     conn::{Conn, Mode},
-    failure::from_diesel,
+    failure::{from_diesel, one_line, words},
     link::Link,
     sql::sql,
 };
@@ -99,9 +99,9 @@ impl Pool {
         {
             return Err(StoreError::Unavailable(error));
         }
-        self.links.get().map_err(|error| match self.state.gone() {
+        self.links.get().map_err(|_| match self.state.gone() {
             Some(reason) => StoreError::Unavailable(reason),
-            None => StoreError::Timeout(format!("no connection was free: {error}")),
+            None => StoreError::Timeout("no connection of the pool became free".into()),
         })
     }
 }
@@ -156,8 +156,18 @@ impl ManageConnection for Manager {
         // The session's settings are statements, each with its own patience, after the connection itself.
         let limit = self.connect_timeout + self.patience;
         let link = Link::open(move || establish(&url, &required, purpose), limit, self.patience);
-        self.state.set(link.as_ref().err().map(ToString::to_string));
-        link
+        match link {
+            Ok(link) => {
+                self.state.set(None);
+                Ok(link)
+            }
+            Err(error @ StoreError::Config(_)) => Err(error),
+            Err(error) => {
+                let reason = words(error);
+                self.state.set(Some(reason.clone()));
+                Err(StoreError::Unavailable(reason))
+            }
+        }
     }
 
     fn is_valid(&self, link: &mut Link) -> Result<()> {
@@ -240,8 +250,7 @@ const HELPFUL_TO_DISPATCH: [&str; 4] = [
 ];
 
 fn establish(url: &str, required: &str, purpose: Purpose) -> Result<PgConnection> {
-    let mut connection =
-        PgConnection::establish(url).map_err(|error| StoreError::Unavailable(error.to_string().trim().to_owned()))?;
+    let mut connection = PgConnection::establish(url).map_err(|error| not_connected(&error.to_string()))?;
     connection.batch_execute(required).map_err(|error| from_diesel(error).0)?;
     let for_dispatch = HELPFUL_TO_DISPATCH.iter().filter(|_| purpose == Purpose::Dispatch);
     for setting in HELPFUL.iter().chain(for_dispatch) {
@@ -251,6 +260,23 @@ fn establish(url: &str, required: &str, purpose: Purpose) -> Result<PgConnection
     }
     ask_for_english(&mut connection)?;
     Ok(connection)
+}
+
+/// Why there is no connection. Those who cannot read the URL will not read it the next time either.
+pub(crate) fn not_connected(message: &str) -> StoreError {
+    let unreadable = [
+        "invalid URI",
+        "invalid connection option",
+        "invalid percent-encoded",
+        "invalid port number",
+        "invalid integer value",
+        "in URI",
+    ];
+    let text = one_line(message);
+    match unreadable.iter().any(|part| text.contains(part)) {
+        true => StoreError::Config(text),
+        false => StoreError::Unavailable(text),
+    }
 }
 
 /// Errors are told apart by their messages (see `failure`), so these must be PostgreSQL's own. Only a superuser may ask for
@@ -293,6 +319,18 @@ mod tests {
         assert!(url.contains("&tcp_user_timeout=6000") && !url.contains("keepalives=1"), "{url}");
         let bare = with_client_settings("postgres://db/millrace", Purpose::People, &options);
         assert!(bare.starts_with("postgres://db/millrace?application_name=millrace-people&"), "{bare}");
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_read_is_told_from_a_server_that_is_not_there() {
+        let options = OpenOptions::default();
+        let open = |url: &str| Manager::new(url, Purpose::Dispatch, &options, Arc::default()).connect().err();
+        let unreadable = open("postgres://127.0.0.1:port/millrace");
+        assert!(matches!(unreadable, Some(StoreError::Config(_))), "{unreadable:?}");
+        let unknown = open("postgres://127.0.0.1:1/millrace?colour=blue");
+        assert!(matches!(unknown, Some(StoreError::Config(_))), "{unknown:?}");
+        let nobody = open("postgres://127.0.0.1:1/millrace");
+        assert!(matches!(nobody, Some(StoreError::Unavailable(_))), "{nobody:?}");
     }
 
     #[test]

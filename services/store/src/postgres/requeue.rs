@@ -11,11 +11,15 @@ use super::{
     rows::{held, held_columns, lease_ref, now_us},
     sql::{Statement, sql},
 };
-use crate::{HeldRow, Requeue, Requeued, Result, batch::bisect};
+use crate::{HeldRow, Requeue, Requeued, Result, StoreError, batch::bisect};
 
 pub(super) fn requeue(pool: &Pool, batch: &[Requeue]) -> Result<Vec<Requeued>> {
     // As with completions, what is sent has been made storable.
-    bisect(batch, |part| requeue_part(pool, part), |_, error| Err(error))
+    let refuse = |requeue: &Requeue, error: StoreError| {
+        tracing::error!(task = %requeue.lease.task, %error, "the database refuses a requeue");
+        Ok(Requeued::Stale)
+    };
+    bisect(batch, |part| requeue_part(pool, part), refuse)
 }
 
 fn requeue_part(pool: &Pool, part: &[Requeue]) -> Result<Vec<Requeued>> {

@@ -333,3 +333,44 @@ impl<'r> Columns<'r> {
         BadColumn { column: name.unwrap_or_else(|| format!("{}", at + 1)), error }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use diesel::debug_query;
+
+    use super::*;
+
+    fn text(statement: &Statement) -> String {
+        debug_query::<Pg, _>(statement).to_string()
+    }
+
+    #[test]
+    fn a_value_may_be_used_more_than_once() {
+        let statement = sql("SELECT $1 + $2 WHERE $1 > $3 OR $2 = 1").bind(7i64).bind(8i32).bind("x");
+        assert!(
+            text(&statement).starts_with("SELECT $1 + $2 WHERE $1 > $3 OR $2 = 1 -- binds: ["),
+            "{}",
+            text(&statement)
+        );
+    }
+
+    #[test]
+    fn values_that_do_not_fit_the_text_are_an_error() {
+        let collected = |statement: Statement| {
+            let mut builder = diesel::pg::PgQueryBuilder::default();
+            statement.to_sql(&mut builder, &Pg).is_ok()
+        };
+        assert!(collected(sql("SELECT $1").bind(1i64)));
+        assert!(!collected(sql("SELECT $1, $2").bind(1i64)));
+        assert!(!collected(sql("SELECT $1").bind(1i64).bind(2i64)));
+    }
+
+    #[test]
+    fn arrays_carry_their_nulls_and_one_of_nulls_alone_is_empty() {
+        let Value::Array(Kind::Integer, some) = array([Some(1i32), None]) else { panic!("integers") };
+        assert_eq!((some.count, some.bytes), (2, vec![0, 0, 0, 4, 0, 0, 0, 1, 255, 255, 255, 255]));
+        let Value::Array(Kind::Text, none) = array([None::<&str>, None]) else { panic!("texts") };
+        assert_eq!((none.count, none.bytes.len()), (0, 0));
+        assert_eq!((unless("", ""), unless("", "a")), (None, Some("a")));
+    }
+}

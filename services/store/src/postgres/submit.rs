@@ -198,15 +198,15 @@ fn store_again(pool: &Pool, part: &[NewTask]) -> Result<Stored> {
 // ── The answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// Answers every item, and looks up why those were not stored that this try did not store.
-fn answer(pool: &Pool, part: &[NewTask], mut stored: Stored) -> Result<Vec<Submitted>> {
+fn answer(pool: &Pool, part: &[NewTask], stored: Stored) -> Result<Vec<Submitted>> {
     let left_out: Vec<&NewTask> = part.iter().filter(|task| !stored.contains_key(&task.envelope.id)).collect();
     let reasons = match left_out.is_empty() {
         true => Reasons::default(),
         // The others are stored, so a failure here leaves the batch half told: it is repeated, which finds what is there.
         false => look_up(pool, &left_out).map_err(|error| StoreError::UnknownOutcome(error.to_string()))?,
     };
-    let answers = part.iter().map(|task| match stored.remove(&task.envelope.id) {
-        Some(answer) => Ok(answer),
+    let answers = part.iter().map(|task| match stored.get(&task.envelope.id) {
+        Some(answer) => Ok(answer.clone()),
         None => reasons.answer(task),
     });
     answers.collect()

@@ -52,13 +52,14 @@ pub(crate) enum FaultKind {
 }
 
 /// Faults under which exclusive tasks must not overlap, and which do not make worlds with them needlessly short of work.
-const HARMLESS_TO_EXCLUSIVE: [FaultKind; 7] = [
+const HARMLESS_TO_EXCLUSIVE: [FaultKind; 8] = [
     FaultKind::CrashReplica,
     FaultKind::CrashOwner,
     FaultKind::DrainReplica,
     FaultKind::StallReplica,
     FaultKind::Outage,
     FaultKind::FailingCalls,
+    FaultKind::StepClock,
     FaultKind::Unfit,
 ];
 
@@ -160,7 +161,7 @@ impl Config {
                     FaultKind::IsolateOrchestrator,
                 ]);
                 config.exclusive = 1.0;
-                config.longest_lease = 6;
+                config.longest_lease = rng.random_range(5..=8);
                 config.tasks = rng.random_range(4..=10);
             }
             Weather::Owners => {

@@ -28,6 +28,8 @@ pub(crate) struct Database {
     pub oracle: Oracle,
     /// How far its clock is off, in microseconds.
     pub offset_us: i64,
+    /// When the clock may be set forward a little again.
+    pub may_step_at: Duration,
     /// Nothing answers, since when.
     pub is_out: bool,
     pub out_since: Duration,
@@ -62,6 +64,7 @@ impl Database {
             clock,
             oracle: Oracle::new(config),
             offset_us: 0,
+            may_step_at: Duration::ZERO,
             is_out: false,
             out_since: Duration::ZERO,
             failing: (0.0, 0.0),

@@ -12,6 +12,9 @@ use crate::{
     world::{Pid, Role, Target, World},
 };
 
+/// A lease and what is added to it.
+const LONGEST_LEASE: Duration = Duration::from_secs(17);
+
 /// Starts every process, and the faults.
 pub(crate) fn start(world: &mut World) {
     for index in 0..world.processes.len() {
@@ -107,10 +110,13 @@ fn strike(world: &mut World, kind: FaultKind) {
             let far = world.rng.random_range(4_000_000..60_000_000);
             world.db.offset_us += if world.chance(0.5) { far } else { -far };
         }
-        FaultKind::StepClock => {
+        // Each step may age leases by a tick, so an honest clock does not step often.
+        FaultKind::StepClock if world.now >= world.db.may_step_at => {
+            world.db.may_step_at = world.now + LONGEST_LEASE;
             world.db.offset_us += world.rng.random_range(1_000..2_000_000);
             world.db.oracle.slips += 1;
         }
+        FaultKind::StepClock => {}
         FaultKind::Unfit => {
             if let Some(pid) = victim(world, FaultKind::CrashOrchestrator) {
                 orchestrator::set_unfit(world, pid, true);

@@ -35,6 +35,10 @@ pub(crate) const ACCEPT_PATIENCE: Duration = Duration::from_secs(5);
 
 const ROUTING_TRIES: u32 = 5;
 
+/// How much longer a session's lease lasts in the database than its orchestrator is told: served time may count a tick that
+/// began before the renewal, and one more when the database's clock is set forward a little (R16).
+const LEASE_SLACK: Duration = Duration::from_millis(1_000);
+
 /// While one batch is being written the next one gathers.
 pub(crate) struct Gate<T> {
     pub waiting: Vec<T>,
@@ -231,7 +235,7 @@ fn greet(world: &mut World, pid: Pid, stream: StreamId, hello: Hello) {
         queues: hello.queues.clone(),
         slots: hello.slots as i32,
         labels: BTreeMap::new(),
-        ttl_ms: hello.ttl.as_millis() as i64,
+        ttl_ms: (hello.ttl + LEASE_SLACK).as_millis() as i64,
         replica: endpoint,
         build: String::new(),
     };
@@ -277,7 +281,7 @@ fn welcome(world: &mut World, pid: Pid, stream: StreamId, hello: Hello, row: Ses
     replica.stays.insert(receiver, stay);
     replica.by_stream.insert(stream, receiver);
     let earlier = replica.by_id.insert(id, receiver);
-    let (generation, ttl) = (row.generation, Duration::from_millis(row.session.ttl_ms as u64));
+    let (generation, ttl) = (row.generation, Duration::from_millis(row.session.ttl_ms as u64) - LEASE_SLACK);
     world.send(stream, CALLEE, Message::Welcome { session: id, generation, ttl, revoked });
     flush(world, pid, receiver);
     if let Some(earlier) = earlier {

@@ -223,7 +223,7 @@ pub mod completion_result {
         Recorded = 1,
         /// The lease is not this one's any more (STALE_LEASE): nothing changed, drop the result.
         StaleLease = 2,
-        /// The completion itself is not valid (unknown outcome kind, bad times): nothing changed.
+        /// The lease is not readable: nothing changed. An outcome that is not readable is recorded as FAILED, with the reason.
         Invalid = 3,
         /// The database did not answer: keep the result and send it again.
         Unavailable = 4,

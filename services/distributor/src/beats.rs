@@ -27,7 +27,7 @@ pub(crate) fn run(shared: &Arc<Shared>, beats: Vec<Beat>) {
         Ok(results) => {
             for (beat, result) in beats.into_iter().zip(results) {
                 if !result.renewed {
-                    beat.session.end(Some(rpc::session_gone()));
+                    beat.session.end(Some(rpc::session_moved()));
                     continue;
                 }
                 beat.session.renewed(beat.seq);

@@ -20,6 +20,12 @@ pub(crate) struct ClaimItem {
     link: Arc<Link>,
 }
 
+/// How long sessions wait for which the claim gate had no room.
+const CROWDED: Duration = Duration::from_millis(100);
+
+/// How long a claim waits that the database fails for another reason than an outage, before it is matched again.
+const FAILING: Duration = Duration::from_millis(500);
+
 /// What one link is to be told of one queue.
 type Answers = (Arc<Link>, Vec<(TaskId, Verdict)>);
 
@@ -27,7 +33,7 @@ type Answers = (Arc<Link>, Vec<(TaskId, Verdict)>);
 pub(crate) fn matched(shared: &Arc<Shared>, link: &Arc<Link>, matches: wire::Matches) {
     let Ok(cluster) = shared.cluster() else { return };
     let (queue, epoch) = (matches.queue, matches.epoch);
-    let mut returned = Vec::new();
+    let (mut returned, mut crowded_out) = (Vec::new(), Vec::new());
     for matched in matches.matches {
         let Ok(task) = TaskId::from_bytes(&matched.task_id) else { continue };
         let session = shared.sessions.by_receiver(matched.receiver);
@@ -47,11 +53,23 @@ pub(crate) fn matched(shared: &Arc<Shared>, link: &Arc<Link>, matches: wire::Mat
         if let Err(item) = shared.claims.try_put(ClaimItem { claim, session, link: link.clone() }) {
             // The gate is full: the database is slower than the demand. The task waits where it was.
             item.session.unreserve();
+            crowded_out.push(item.session.receiver);
             returned.push((task, Verdict::Returned));
         }
     }
     if !returned.is_empty() {
         link.answer_all(&queue, returned);
+    }
+    if !crowded_out.is_empty() {
+        // Their credits count as spent with the owner until it hears of them again; a little later, so that tasks do not
+        // go to and fro while the gate is full.
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(CROWDED).await;
+            for receiver in crowded_out {
+                shared.links.demand(receiver, [&queue]);
+            }
+        });
     }
 }
 
@@ -71,10 +89,20 @@ pub(crate) fn run(shared: &Arc<Shared>, items: Vec<ClaimItem>) {
     });
     match claimed {
         Ok(results) => settle(shared, items, results),
-        Err(_) => {
+        // One row that makes the server itself fail must not hold up its neighbours (R8).
+        Err(error) if !error.is_transient() && items.len() > 1 => {
+            let mut items = items;
+            let rest = items.split_off(items.len() / 2);
+            run(shared, items);
+            run(shared, rest);
+        }
+        Err(error) => {
+            if !error.is_transient() {
+                std::thread::sleep(FAILING);
+            }
             // A claim may have been committed all the same: the comparison of lists finds it (R1).
             for item in &items {
-                item.session.ask_for_held();
+                item.session.ask_for_held(shared.now());
             }
             give_up(shared, items);
         }
@@ -105,7 +133,7 @@ fn settle(shared: &Arc<Shared>, items: Vec<ClaimItem>, results: Vec<Claimed>) {
             }
             Claimed::SessionGone => {
                 session.unreserve();
-                session.end(Some(crate::rpc::session_gone()));
+                session.end(Some(crate::rpc::session_moved()));
                 Verdict::Returned
             }
         };

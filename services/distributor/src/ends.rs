@@ -1,10 +1,9 @@
 //! How attempts end: successes in one statement, every other end by the rules of `core::retry`.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use millrace_core::{
     held::LeaseRef,
-    id::TaskId,
     retry::{OutcomeKind, Spent, Verdict, after_attempt},
     task::State,
 };
@@ -12,7 +11,12 @@ use millrace_proto::distributor::v1::{self as wire, completion_result::Status as
 use millrace_runtime::failpoint;
 use millrace_store::{Completed, Completion, HeldRow, Outcome, Requeue, Requeued, StoreError, Waiting};
 
+use tokio::sync::oneshot;
+
 use crate::{convert, sessions::Session, shared::Shared, spec};
+
+/// How long a task waits whose row is held and cannot be read by this build.
+const UNREADABLE_WAIT: Duration = Duration::from_secs(60);
 
 /// A completion on its way into the database.
 pub(crate) struct End {
@@ -20,6 +24,8 @@ pub(crate) struct End {
     pub(crate) named: wire::LeaseRef,
     pub(crate) lease: LeaseRef,
     pub(crate) outcome: Outcome,
+    /// Whoever waits for what became of it, beside the session.
+    pub(crate) told: Option<oneshot::Sender<Recorded>>,
 }
 
 /// What became of an end.
@@ -47,6 +53,10 @@ pub(crate) fn run(shared: &Arc<Shared>, ends: Vec<End>) {
             Recorded::Stale => Report::StaleLease,
             Recorded::Unavailable => Report::Unavailable,
         };
+        if let Some(told) = end.told {
+            // Whoever asked may have gone.
+            let _ = told.send(recorded);
+        }
         let over = (recorded != Recorded::Unavailable).then_some(end.lease);
         let result = wire::CompletionResult { lease: Some(end.named), status: status as i32 };
         by_session.entry(end.session.receiver).or_insert_with(|| (end.session, Vec::new())).1.push((over, result));
@@ -88,11 +98,12 @@ fn record_others(shared: &Shared, ended: &[(LeaseRef, Outcome)], mut open: Vec<u
     for _ in 0..3 {
         let leases: Vec<LeaseRef> = open.iter().map(|&index| ended[index].0).collect();
         let Ok(rows) = shared.persist("read_held", leases.len(), |store, _| store.held_rows(&leases)) else { return };
-        let rows: HashMap<TaskId, HeldRow> = rows.into_iter().map(|row| (row.lease.task, row)).collect();
+        // By the whole lease: a late end of an earlier attempt must not be taken for one of the current.
+        let rows: HashMap<LeaseRef, HeldRow> = rows.into_iter().map(|row| (row.lease, row)).collect();
         let (mut finish, mut finish_at, mut again, mut again_at) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for &index in &open {
             let (lease, outcome) = &ended[index];
-            match rows.get(&lease.task) {
+            match rows.get(lease) {
                 Some(row) => match decide(row, outcome) {
                     Decision::Finish(completion) => {
                         finish.push(*completion);
@@ -103,26 +114,26 @@ fn record_others(shared: &Shared, ended: &[(LeaseRef, Outcome)], mut open: Vec<u
                         again_at.push(index);
                     }
                 },
-                // Not held any more, or recorded by an earlier try: the write below tells which.
+                // Not held any more, or recorded by an earlier try, which the writes tell. A row that is held and cannot
+                // be read waits instead of ending.
                 None => {
-                    finish.push(completion(*lease, State::Failed, outcome.clone(), Spent::default()));
-                    finish_at.push(index);
+                    again.push(requeue(*lease, outcome.clone(), UNREADABLE_WAIT, Spent::default()));
+                    again_at.push(index);
                 }
             }
         }
         complete(shared, &finish, &finish_at, recorded);
-        let missing: Vec<usize> = finish_at
-            .iter()
-            .copied()
-            .filter(|&index| recorded[index] == Recorded::Stale && !rows.contains_key(&ended[index].0.task))
-            .collect();
-        // A retry that an earlier try recorded is known by its attempt.
-        for index in missing {
-            let (lease, outcome) = &ended[index];
-            again.push(requeue(*lease, outcome.clone(), std::time::Duration::ZERO, Spent::default()));
-            again_at.push(index);
-        }
         open = requeue_all(shared, &again, &again_at, &rows, recorded);
+        // What is not held and was not put back before may have been ended before.
+        let ended_before: Vec<usize> = again_at
+            .into_iter()
+            .filter(|&index| recorded[index] == Recorded::Stale && !rows.contains_key(&ended[index].0))
+            .collect();
+        let looked_up: Vec<Completion> = ended_before
+            .iter()
+            .map(|&index| completion(ended[index].0, State::Failed, ended[index].1.clone(), Spent::default()))
+            .collect();
+        complete(shared, &looked_up, &ended_before, recorded);
         if open.is_empty() {
             return;
         }
@@ -157,7 +168,7 @@ fn completion(lease: LeaseRef, state: State, outcome: Outcome, spent: Spent) -> 
     Completion { lease, state, outcome, failures: spent.failures as i32, losses: spent.losses as i32 }
 }
 
-fn requeue(lease: LeaseRef, outcome: Outcome, wait: std::time::Duration, spent: Spent) -> Requeue {
+fn requeue(lease: LeaseRef, outcome: Outcome, wait: Duration, spent: Spent) -> Requeue {
     Requeue {
         lease,
         outcome,
@@ -179,7 +190,18 @@ fn complete(shared: &Shared, completions: &[Completion], at: &[usize], recorded:
             _ => written,
         }
     });
-    for (index, result) in at.iter().zip(written.unwrap_or_default()) {
+    let written = match written {
+        Ok(written) => written,
+        // One row that makes the server itself fail must not hold up its neighbours (R8).
+        Err(error) if !error.is_transient() && completions.len() > 1 => {
+            let half = completions.len() / 2;
+            complete(shared, &completions[..half], &at[..half], recorded);
+            complete(shared, &completions[half..], &at[half..], recorded);
+            return;
+        }
+        Err(_) => return,
+    };
+    for (index, result) in at.iter().zip(written) {
         recorded[*index] = match result {
             Completed::Recorded => Recorded::Yes,
             Completed::Stale => Recorded::Stale,
@@ -192,7 +214,7 @@ fn requeue_all(
     shared: &Shared,
     requeues: &[Requeue],
     at: &[usize],
-    rows: &HashMap<TaskId, HeldRow>,
+    rows: &HashMap<LeaseRef, HeldRow>,
     recorded: &mut [Recorded],
 ) -> Vec<usize> {
     let mut undecided = Vec::new();
@@ -204,7 +226,7 @@ fn requeue_all(
         match result {
             Requeued::Waiting { ready_at_us } => {
                 recorded[*index] = Recorded::Yes;
-                if let (Some(ready_at_us), Some(row)) = (ready_at_us, rows.get(&requeue.lease.task)) {
+                if let (Some(ready_at_us), Some(row)) = (ready_at_us, rows.get(&requeue.lease)) {
                     let waiting = Waiting {
                         id: row.lease.task,
                         tenant: row.tenant.clone(),

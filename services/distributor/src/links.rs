@@ -6,7 +6,7 @@
 //! bounded by the credits that led to the matches.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -36,6 +36,9 @@ use crate::{
 
 /// Offers kept while a stream is slow. More of them are dropped: the owner's feeder reads the database anyway.
 const OFFERS: usize = 20_000;
+
+/// Items of one message: far below the bytes that an owner takes.
+const CHUNK: usize = 5_000;
 
 /// How long an owner may take to answer a connection or a ping.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -146,11 +149,17 @@ impl Link {
         };
         let message = |message| wire::ExchangeRequest { message: Some(message) };
         let mut messages = Vec::new();
-        for (queue, answers) in full.answers {
-            messages.push(message(exchange_request::Message::Answers(wire::Answers { queue, answers })));
+        for (queue, all) in full.answers {
+            for answers in all.chunks(CHUNK) {
+                let answers = wire::Answers { queue: queue.clone(), answers: answers.to_vec() };
+                messages.push(message(exchange_request::Message::Answers(answers)));
+            }
         }
-        for (queue, offers) in full.offers {
-            messages.push(message(exchange_request::Message::Offers(wire::Offers { queue, offers })));
+        for (queue, all) in full.offers {
+            for offers in all.chunks(CHUNK) {
+                let offers = wire::Offers { queue: queue.clone(), offers: offers.to_vec() };
+                messages.push(message(exchange_request::Message::Offers(offers)));
+            }
         }
         let demands: Vec<wire::Demand> = full
             .demands
@@ -160,8 +169,8 @@ impl Link {
                 Some(wire::Demand { queue, receiver, seq, credits, acked_seq: acked, closed })
             })
             .collect();
-        if !demands.is_empty() {
-            messages.push(message(exchange_request::Message::Demands(wire::Demands { demands })));
+        for demands in demands.chunks(CHUNK) {
+            messages.push(message(exchange_request::Message::Demands(wire::Demands { demands: demands.to_vec() })));
         }
         Some(messages)
     }
@@ -275,21 +284,23 @@ fn outbound(
 }
 
 fn take_ownership(shared: &Arc<Shared>, link: &Arc<Link>, owner: MemberId, ownership: wire::Ownership) {
-    let gained: Vec<String> = {
+    let gained: HashSet<String> = {
         let mut table = lock(&shared.links.table);
         table.by_owner.insert(owner, link.clone());
-        table.by_queue.retain(|_, (held, _)| held.id != link.id);
-        let mut gained = Vec::new();
-        for owned in ownership.queues {
+        let owned: HashMap<String, i64> =
+            ownership.queues.into_iter().map(|owned| (owned.queue, owned.epoch)).collect();
+        table.by_queue.retain(|queue, (held, epoch)| held.id != link.id || owned.get(queue) == Some(epoch));
+        let mut gained = HashSet::new();
+        for (queue, epoch) in owned {
             // Two owners may both believe in a queue for a moment: the later epoch is the true one.
-            if table.by_queue.get(&owned.queue).is_none_or(|(_, epoch)| *epoch < owned.epoch) {
-                gained.push(owned.queue.clone());
-                table.by_queue.insert(owned.queue, (link.clone(), owned.epoch));
+            if table.by_queue.get(&queue).is_none_or(|(_, known)| *known < epoch) {
+                gained.insert(queue.clone());
+                table.by_queue.insert(queue, (link.clone(), epoch));
             }
         }
         gained
     };
     for session in shared.sessions.all() {
-        shared.links.demand(session.receiver, session.queues.iter().filter(|queue| gained.contains(queue)));
+        shared.links.demand(session.receiver, session.queues.iter().filter(|queue| gained.contains(*queue)));
     }
 }

@@ -22,6 +22,18 @@ use tonic::Status;
 
 use crate::{convert, shared::lock};
 
+/// Heartbeats in a row that may differ while attempts come and go.
+const DIFFERING: u32 = 6;
+
+/// How much later than its answer was lost a write may still be committed: a statement's own bound, and some.
+const LATE_COMMIT: Duration = Duration::from_secs(10);
+
+/// Items of one message. With a spec of the largest size beyond it, a message stays below the bound of either side.
+const CHUNK_ITEMS: usize = 1_000;
+
+/// Bytes after which a message of assignments is full.
+const CHUNK_BYTES: usize = 1024 * 1024;
+
 /// Every session on this replica.
 #[derive(Default)]
 pub(crate) struct Sessions {
@@ -64,6 +76,13 @@ struct State {
     ended: Option<Option<Status>>,
     /// A list exchange has been asked for and has not been answered.
     asked_for_held: bool,
+    /// Since when a write for this session may have been committed unseen; lists are compared until one comparison has read the
+    /// database later than such a commit can come.
+    unsure_since: Option<Duration>,
+    /// Raised by each attempt that comes or goes.
+    changes: u64,
+    /// What `changes` was when a digest first differed, and how many heartbeats in a row have differed.
+    differed: Option<(u64, u32)>,
 }
 
 /// The numbers of one queue's demand on one link.
@@ -95,20 +114,30 @@ pub(crate) struct DemandOf {
 }
 
 impl Sessions {
-    /// Enters a session. An earlier stream of the same session on this replica ends.
-    pub(crate) fn enter(&self, id: SessionId, generation: i64, name: String, queues: Vec<String>) -> Arc<Session> {
+    /// Enters a session. An earlier stream of the same session on this replica ends; none when a later one is here already.
+    pub(crate) fn enter(
+        &self,
+        id: SessionId,
+        generation: i64,
+        name: String,
+        queues: Vec<String>,
+    ) -> Option<Arc<Session>> {
         let receiver = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         let session =
             Arc::new(Session { receiver, id, generation, name, queues, state: Mutex::default(), wake: Notify::new() });
         let earlier = {
             let mut table = lock(&self.table);
+            let present = table.by_id.get(&id).and_then(|receiver| table.by_receiver.get(receiver));
+            if present.is_some_and(|present| present.generation > generation) {
+                return None;
+            }
             table.by_receiver.insert(receiver, session.clone());
             table.by_id.insert(id, receiver).and_then(|earlier| table.by_receiver.remove(&earlier))
         };
         if let Some(earlier) = earlier {
             earlier.end(Some(Fault::aborted("RESUMED", "the session was resumed on another stream").into()));
         }
-        session
+        Some(session)
     }
 
     /// Takes a session out once its stream is over.
@@ -200,6 +229,7 @@ impl Session {
             return;
         }
         state.held.assigned(dispatch.lease, now);
+        state.changes += 1;
         let seq = state.credits.take().unwrap_or_else(|| state.credits.take_uncounted());
         state.outbox.assignments.push(convert::assignment(dispatch, seq, false));
     }
@@ -269,6 +299,7 @@ impl Session {
         for (over, result) in results {
             if let Some(lease) = over {
                 state.held.ended(lease);
+                state.changes += 1;
             }
             state.outbox.results.push(result);
         }
@@ -276,11 +307,15 @@ impl Session {
         self.wake.notify_one();
     }
 
-    /// Compares a heartbeat's digest; asks for the list when it differs.
+    /// Compares a heartbeat's digest. A busy session's differs whenever something is on its way, so the list is asked for
+    /// when it still differs at the next heartbeat with nothing having come or gone, or has differed for long.
     pub(crate) fn check_digest(&self, count: u32, digest: u64) {
         let mut state = lock(&self.state);
         let same = state.held.len() == count as usize && state.held.digest() == digest;
-        if !same && !state.asked_for_held {
+        let (changes, before) = (state.changes, state.differed);
+        state.differed = (!same).then(|| (changes, before.map_or(1, |(_, times)| times + 1)));
+        let lasting = before.is_some_and(|(then, times)| then == changes || times >= DIFFERING);
+        if (state.unsure_since.is_some() || !same && lasting) && !state.asked_for_held {
             state.asked_for_held = true;
             state.outbox.send_held = true;
             drop(state);
@@ -289,8 +324,9 @@ impl Session {
     }
 
     /// Asks for the orchestrator's list because a write's outcome is not known.
-    pub(crate) fn ask_for_held(&self) {
+    pub(crate) fn ask_for_held(&self, now: Duration) {
         let mut state = lock(&self.state);
+        state.unsure_since = Some(now);
         state.asked_for_held = true;
         state.outbox.send_held = true;
         drop(state);
@@ -313,6 +349,10 @@ impl Session {
     ) -> Vec<LeaseRef> {
         let mut state = lock(&self.state);
         state.asked_for_held = false;
+        state.differed = None;
+        if state.unsure_since.is_some_and(|since| read_at >= since + LATE_COMMIT) {
+            state.unsure_since = None;
+        }
         let known: BTreeSet<LeaseRef> = database.iter().map(|dispatch| dispatch.lease).collect();
         state.held.keep_known(&known, read_at);
         for dispatch in database {
@@ -397,17 +437,17 @@ impl State {
 impl Outbox {
     fn messages(self) -> Vec<wire::ConnectOrchestratorResponse> {
         let mut messages = Vec::new();
-        if !self.results.is_empty() {
-            messages.push(Message::CompletionResults(wire::CompletionResults { results: self.results }));
+        for results in self.results.chunks(CHUNK_ITEMS) {
+            messages.push(Message::CompletionResults(wire::CompletionResults { results: results.to_vec() }));
         }
-        if !self.assignments.is_empty() {
-            messages.push(Message::Assignments(wire::Assignments { assignments: self.assignments }));
+        for assignments in by_size(self.assignments) {
+            messages.push(Message::Assignments(wire::Assignments { assignments }));
         }
-        if !self.cancels.is_empty() {
-            messages.push(Message::CancelAttempts(wire::CancelAttempts { leases: self.cancels }));
+        for leases in self.cancels.chunks(CHUNK_ITEMS) {
+            messages.push(Message::CancelAttempts(wire::CancelAttempts { leases: leases.to_vec() }));
         }
-        if !self.revoked.is_empty() {
-            messages.push(Message::RevokeAttempts(wire::RevokeAttempts { leases: self.revoked }));
+        for leases in self.revoked.chunks(CHUNK_ITEMS) {
+            messages.push(Message::RevokeAttempts(wire::RevokeAttempts { leases: leases.to_vec() }));
         }
         if let Some(seq) = self.heartbeat {
             messages.push(Message::HeartbeatResult(wire::HeartbeatResult { seq }));
@@ -419,5 +459,71 @@ impl Outbox {
             messages.push(Message::GoAway(go_away));
         }
         messages.into_iter().map(|message| wire::ConnectOrchestratorResponse { message: Some(message) }).collect()
+    }
+}
+
+/// Assignments in messages that either side can take.
+fn by_size(assignments: Vec<wire::Assignment>) -> Vec<Vec<wire::Assignment>> {
+    let mut messages: Vec<Vec<wire::Assignment>> = Vec::new();
+    let mut bytes = 0;
+    for assignment in assignments {
+        bytes += assignment.spec.len() + 256;
+        match messages.last_mut() {
+            Some(message) if bytes <= CHUNK_BYTES && message.len() < CHUNK_ITEMS => message.push(assignment),
+            _ => {
+                bytes = assignment.spec.len() + 256;
+                messages.push(vec![assignment]);
+            }
+        }
+    }
+    messages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assignment(bytes: usize) -> wire::Assignment {
+        wire::Assignment { spec: vec![0; bytes].into(), ..Default::default() }
+    }
+
+    #[test]
+    fn messages_stay_below_what_either_side_takes() {
+        let large: Vec<_> = (0..100).map(|_| assignment(256 * 1024)).collect();
+        let messages = by_size(large);
+        assert_eq!(messages.iter().map(Vec::len).sum::<usize>(), 100);
+        assert!(messages.iter().all(|message| message.iter().map(|one| one.spec.len()).sum::<usize>() <= CHUNK_BYTES));
+        assert_eq!(by_size((0..2_500).map(|_| assignment(10)).collect()).len(), 3);
+        assert_eq!(by_size(vec![assignment(5 * CHUNK_BYTES)]).len(), 1);
+    }
+
+    #[test]
+    fn r1_a_doubt_outlives_a_comparison_that_came_too_early() {
+        let sessions = Sessions::default();
+        let id = SessionId(uuid::Uuid::from_u128(1));
+        let session = sessions.enter(id, 1, "one".into(), vec!["default".into()]).unwrap();
+        let asks = || std::mem::take(&mut lock(&session.state).outbox.send_held);
+        session.ask_for_held(Duration::from_secs(100));
+        assert!(asks());
+        // The database did not answer: the lists are equal, and still the next heartbeat asks.
+        session.may_ask_again();
+        session.check_digest(0, 0);
+        assert!(asks());
+        session.reconcile(&[], &[], Duration::from_secs(101), Duration::from_secs(101), Duration::from_secs(5));
+        session.check_digest(0, 0);
+        assert!(asks(), "a late commit may still come");
+        session.reconcile(&[], &[], Duration::from_secs(111), Duration::from_secs(111), Duration::from_secs(5));
+        session.check_digest(0, 0);
+        assert!(!asks());
+    }
+
+    #[test]
+    fn r2_a_late_resume_does_not_evict_a_later_one() {
+        let sessions = Sessions::default();
+        let id = SessionId(uuid::Uuid::from_u128(1));
+        let later = sessions.enter(id, 3, "one".into(), Vec::new()).unwrap();
+        assert!(sessions.enter(id, 2, "one".into(), Vec::new()).is_none());
+        assert_eq!(sessions.by_id(id).unwrap().receiver, later.receiver);
+        assert!(sessions.enter(id, 4, "one".into(), Vec::new()).is_some());
     }
 }

@@ -59,8 +59,9 @@ pub struct Settings {
 impl Settings {
     /// Says what contradicts itself.
     pub fn check(&self) -> Result<(), String> {
-        if self.max_spec_bytes >= self.max_message_bytes {
-            return Err("max-spec-bytes must be smaller than max-message-bytes".into());
+        // A message of assignments is full at 1 MiB, and may hold one spec more.
+        if self.max_spec_bytes.saturating_add(2 * 1024 * 1024) > self.max_message_bytes {
+            return Err("max-message-bytes must exceed max-spec-bytes by at least 2 MiB".into());
         }
         if self.max_batch == 0 || self.max_batch > 10_000 {
             return Err("max-batch must lie between 1 and 10000".into());

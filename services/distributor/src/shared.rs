@@ -19,6 +19,10 @@ use crate::{
 /// Reads by people that may be under way at once; more of them wait.
 const READS: usize = 8;
 
+/// Writes by people and sessions that open, resume or compare, under way at once; more of them wait. Fewer than the pool's
+/// connections, so that the gates and the loops always find one.
+const WRITES: usize = 3;
+
 /// The whole of a replica.
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
@@ -43,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) ends: Gate<End>,
     pub(crate) beats: Gate<Beat>,
     reads: Semaphore,
+    writes: Semaphore,
     started: Instant,
 }
 
@@ -71,6 +76,7 @@ impl Shared {
                 ends: gate.start("complete", 65_536, most, crate::ends::run),
                 beats: gate.start("heartbeat", 16_384, most, crate::beats::run),
                 reads: Semaphore::new(READS),
+                writes: Semaphore::new(WRITES),
                 started: Instant::now(),
                 settings,
                 context,
@@ -112,7 +118,16 @@ impl Shared {
         self.blocking(call).await
     }
 
-    /// Runs a call of the work itself on the store, without a bound of its own: callers are bounded loops.
+    /// Runs a call that a client asked for on the connections of dispatch, waiting for a place among the few that may run at once.
+    pub(crate) async fn write<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(&dyn Store) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, Fault> {
+        let _place = self.writes.acquire().await.map_err(|_| Fault::internal("the replica is stopping"))?;
+        self.blocking(call).await
+    }
+
+    /// Runs a call of the background loops on the store; each has one under way at a time.
     pub(crate) async fn blocking<R: Send + 'static>(
         &self,
         call: impl FnOnce(&dyn Store) -> Result<R, StoreError> + Send + 'static,
@@ -140,10 +155,13 @@ impl Shared {
     /// Another live distributor, for orchestrators that must leave this one.
     pub(crate) fn other_replica(&self) -> Option<String> {
         let own = self.id();
-        lock(&self.members)
+        let members = lock(&self.members);
+        let others: Vec<&MemberRow> = members
             .iter()
-            .find(|member| member.kind == millrace_store::MemberKind::Distributor && member.id != own)
-            .map(|member| member.endpoint.clone())
+            .filter(|member| member.kind == millrace_store::MemberKind::Distributor && member.id != own)
+            .collect();
+        // Any of them, so that not everybody goes to the same.
+        (!others.is_empty()).then(|| others[rand::random_range(0..others.len())].endpoint.clone())
     }
 }
 

@@ -209,7 +209,7 @@ async fn answer(
 
 /// R11: the same request_id must carry the same content, compared as messages, since maps have no order in bytes.
 async fn same_content(shared: &Shared, id: TaskId, spec: &TaskSpec) -> Result<Accepted, Fault> {
-    let stored = shared.blocking(move |store| store.task(id)).await?;
+    let stored = shared.read(move |store| store.task(id)).await?;
     match stored {
         Some(row) if TaskSpec::decode(&*row.spec).is_ok_and(|stored| stored == *spec) => {
             Ok(Accepted { id, existing: true, row: Some(row) })

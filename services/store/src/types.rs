@@ -412,7 +412,7 @@ pub enum Resumed {
         /// What it holds.
         held: Vec<Dispatch>,
     },
-    /// There is no such live session, or its generation is another.
+    /// There is no such live session, or it never had that generation.
     Gone,
 }
 

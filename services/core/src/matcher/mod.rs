@@ -96,6 +96,8 @@ pub struct Matcher {
     sent: VecDeque<(Duration, TaskId, u64)>,
     sent_number: u64,
     paused: bool,
+    /// A row too new for every distributor has left the window.
+    passed_too_new: bool,
     claimed: u64,
 }
 
@@ -117,6 +119,7 @@ impl Matcher {
             sent: VecDeque::new(),
             sent_number: 0,
             paused: false,
+            passed_too_new: false,
             claimed: 0,
         }
     }
@@ -133,7 +136,7 @@ impl Matcher {
 
     /// A distributor has connected that can act on rows up to this format.
     pub fn open(&mut self, connection: Connection, newest_format: i16) {
-        if newest_format > self.demands.newest_format() {
+        if std::mem::take(&mut self.passed_too_new) && newest_format > self.demands.newest_format() {
             // Rows that nobody could act on had left the window: read the lanes again.
             self.window.forget_horizons();
         }
@@ -220,6 +223,7 @@ impl Matcher {
             }
             if held.entry.min_reader > self.demands.newest_format() {
                 // Too new for every distributor: it leaves the window until one connects that can act on it.
+                self.passed_too_new = true;
                 continue;
             }
             match self.demands.take(held.entry.min_reader) {

@@ -81,6 +81,9 @@ pub(super) struct Held {
 /// The first position of every lane.
 const START: Position = (Timestamp::MIN, TaskId(Uuid::nil()));
 
+/// The least number of rows worth a read.
+const MIN_FEED: usize = 256;
+
 /// Rows that one read of the sweep looks at.
 const SWEEP_ROWS: usize = 1_000;
 
@@ -235,7 +238,10 @@ impl Window {
 
     pub(super) fn feeds(&mut self, now: Timestamp, limit: usize) -> Vec<Feed> {
         let mut feeds = Vec::new();
-        let worst = match self.places.len() >= self.limits.window {
+        // Close to its bound the window is fed only by lanes that would take room from a worse one, and no feed brings
+        // much more than fits: what does not fit would be read again for every task that is dispatched.
+        let room = self.limits.window.saturating_sub(self.places.len());
+        let worst = match room <= self.limits.window / 10 {
             true => self.heads.last().map(|(rank, _, _)| *rank),
             false => None,
         };
@@ -258,7 +264,11 @@ impl Window {
             let known = state.entries.range(after..).count();
             state.feeding = true;
             state.missed = false;
-            feeds.push(Feed { lane: lane.clone(), after, limit: self.limits.lane - state.entries.len() + known });
+            feeds.push(Feed {
+                lane: lane.clone(),
+                after,
+                limit: (self.limits.lane - state.entries.len()).min(room.max(MIN_FEED)) + known,
+            });
         }
         feeds
     }
@@ -270,10 +280,12 @@ impl Window {
         }
         let missed = std::mem::take(&mut state.missed);
         let last = rows.last().map(|row| (row.ready_at, row.id));
-        state.horizon = match (exhausted && !missed, state.horizon, last) {
-            (true, _, _) => Horizon::Open,
-            (false, Horizon::At(horizon), Some(last)) => Horizon::At(last.max(horizon)),
-            (false, horizon, _) => horizon,
+        // The horizon may have moved to before the part that was read, for want of room: what lies between is not known.
+        state.horizon = match (state.horizon, last) {
+            (Horizon::At(horizon), _) if horizon < feed.after => Horizon::At(horizon),
+            _ if exhausted && !missed => Horizon::Open,
+            (Horizon::At(horizon), Some(last)) => Horizon::At(last.max(horizon)),
+            (horizon, _) => horizon,
         };
         if state.horizon == Horizon::Open {
             self.hungry.remove(&feed.lane);

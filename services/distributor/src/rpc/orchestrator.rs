@@ -16,11 +16,20 @@ use millrace_runtime::{
     status::{Fault, Violations},
 };
 use millrace_store::{Dispatch, NewSession, Resumed, SessionRow};
+use tokio::sync::oneshot;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
 use super::Answers;
-use crate::{beats::Beat, convert, ends, ends::End, output::MAX_CHUNK, sessions::Session, shared::Shared, spec};
+use crate::{
+    beats::Beat,
+    convert, ends,
+    ends::{End, Recorded},
+    output::MAX_CHUNK,
+    sessions::Session,
+    shared::Shared,
+    spec,
+};
 
 /// How long an orchestrator may take to say hello.
 const HELLO: Duration = Duration::from_secs(10);
@@ -54,6 +63,10 @@ pub(super) async fn connect(
     };
     let (session, welcome) = greet(shared, hello).await?;
     tokio::spawn(serve(shared.clone(), session.clone(), inbound));
+    if shared.context.shutdown.is_draining() {
+        // The drain may have passed before this session was there to be asked.
+        session.go_away(super::go_away("this replica is stopping", shared.other_replica()));
+    }
     let welcome = wire::ConnectOrchestratorResponse {
         message: Some(wire::connect_orchestrator_response::Message::Welcome(welcome)),
     };
@@ -93,8 +106,9 @@ async fn greet(shared: &Arc<Shared>, hello: wire::Hello) -> Result<(Arc<Session>
         let known: BTreeSet<LeaseRef> = held.iter().map(|dispatch| dispatch.lease).collect();
         named.difference(&known).copied().map(convert::lease_ref).collect()
     };
-    let session =
+    let entered =
         shared.sessions.enter(row.session.id, row.generation, row.session.name.clone(), row.session.queues.clone());
+    let Some(session) = entered else { return Err(super::session_moved()) };
     session.restore(&held, &named, shared.now());
     let missing: Vec<Dispatch> = held.into_iter().filter(|dispatch| !named.contains(&dispatch.lease)).collect();
     if !missing.is_empty() {
@@ -121,7 +135,7 @@ async fn open(shared: &Arc<Shared>, hello: &wire::Hello) -> Result<SessionRow, F
     }
     if !hello.previous_session_id.is_empty() {
         let previous = convert::session_id(&hello.previous_session_id, "previous_session_id")?;
-        let closed = shared.blocking(move |store| store.close_session(previous, None)).await?;
+        let closed = shared.write(move |store| store.close_session(previous, None)).await?;
         if closed {
             tracing::info!(session = %previous, "an orchestrator has restarted; its previous session is closed");
             if let Some(here) = shared.sessions.by_id(previous) {
@@ -140,7 +154,7 @@ async fn open(shared: &Arc<Shared>, hello: &wire::Hello) -> Result<SessionRow, F
         replica: shared.context.endpoint.clone(),
         build: convert::cut(&hello.build, 128),
     };
-    shared.blocking(move |store| store.open_session(&session)).await
+    shared.write(move |store| store.open_session(&session)).await
 }
 
 fn judge(hello: &wire::Hello) -> Result<Duration, Fault> {
@@ -170,7 +184,7 @@ async fn resume(
     generation: i64,
 ) -> Result<(SessionRow, Vec<Dispatch>), Status> {
     let replica = shared.context.endpoint.clone();
-    let resumed = shared.blocking(move |store| store.resume_session(session, generation, &replica)).await?;
+    let resumed = shared.write(move |store| store.resume_session(session, generation, &replica)).await?;
     if failpoint::hit("resume.after_commit").is_some() {
         return Err(Fault::unavailable("fail point", Duration::ZERO).into());
     }
@@ -257,11 +271,15 @@ async fn complete(shared: &Arc<Shared>, session: &Arc<Session>, message: wire::C
     }
     for completion in message.completions {
         let named = completion.lease.unwrap_or_default();
-        let read = convert::lease(&named)
-            .and_then(|lease| convert::outcome(completion.outcome.unwrap_or_default()).map(|outcome| (lease, outcome)));
-        match read {
-            Ok((lease, outcome)) => {
-                let end = End { session: session.clone(), named, lease, outcome };
+        match convert::lease(&named) {
+            Ok(lease) => {
+                // An outcome that cannot be read is still an end: holding on to the attempt would help nobody.
+                let outcome = convert::outcome(completion.outcome.unwrap_or_default()).unwrap_or_else(|fault| {
+                    tracing::warn!(session = %session.id, task = named.task_id, %fault, "an outcome is not valid");
+                    let message = format!("its orchestrator reported an outcome that is not valid: {}", fault.message);
+                    ends::own_outcome(OutcomeKind::Failed, &message)
+                });
+                let end = End { session: session.clone(), named, lease, outcome, told: None };
                 if shared.ends.put(end).await.is_err() {
                     return Err(stopping());
                 }
@@ -279,7 +297,7 @@ async fn complete(shared: &Arc<Shared>, session: &Arc<Session>, message: wire::C
 /// Makes the orchestrator's list of attempts and the database's equal (R1).
 pub(crate) async fn compare(shared: &Arc<Shared>, session: &Arc<Session>, theirs: Vec<LeaseRef>) {
     let (id, read_at) = (session.id, shared.now());
-    match shared.blocking(move |store| store.held_by(id)).await {
+    match shared.write(move |store| store.held_by(id)).await {
         Ok(database) => {
             let patience = shared.settings.accept_patience;
             let missing: BTreeSet<LeaseRef> =
@@ -300,15 +318,26 @@ pub(crate) async fn compare(shared: &Arc<Shared>, session: &Arc<Session>, theirs
 
 /// What it still holds is handed back, then the session is closed.
 async fn goodbye(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), Fault> {
-    let handed_back: Vec<_> = session
-        .leases()
-        .into_iter()
-        .map(|lease| (lease, ends::own_outcome(OutcomeKind::HandedBack, "its orchestrator left")))
-        .collect();
-    let worker = shared.clone();
-    let _ = tokio::task::spawn_blocking(move || ends::record(&worker, &handed_back)).await;
+    let mut answers = Vec::new();
+    for lease in session.leases() {
+        let (told, answer) = oneshot::channel();
+        let outcome = ends::own_outcome(OutcomeKind::HandedBack, "its orchestrator left");
+        let named = convert::lease_ref(lease);
+        // Through the same gate as its completions, so that one that came before is recorded before.
+        let end = End { session: session.clone(), named, lease, outcome, told: Some(told) };
+        if shared.ends.put(end).await.is_err() {
+            return Err(stopping());
+        }
+        answers.push(answer);
+    }
+    for answer in answers {
+        if !matches!(answer.await, Ok(Recorded::Yes | Recorded::Stale)) {
+            // The session stays open, and its lease ends by itself.
+            return Err(Fault::unavailable("what is held could not be handed back", Duration::from_secs(1)));
+        }
+    }
     let (id, generation) = (session.id, session.generation);
-    shared.blocking(move |store| store.close_session(id, Some(generation))).await?;
+    shared.write(move |store| store.close_session(id, Some(generation))).await?;
     shared.reap.notify_one();
     tracing::info!(session = %id, name = session.name, "an orchestrator has left");
     Ok(())

@@ -44,7 +44,7 @@ pub(super) async fn set(shared: &Shared, request: wire::SetRouteRequest) -> Resu
     };
     let stored = route.clone();
     let result = shared
-        .blocking(move |store| {
+        .write(move |store| {
             let result = store.set_route(&stored, key)?;
             store.audit(&audit)?;
             Ok(result)
@@ -74,7 +74,7 @@ pub(super) async fn delete(
     let audit = Audit { action: "DeleteRoute".into(), subject: name.clone(), detail: String::new() };
     let deleted = name.clone();
     let result = shared
-        .blocking(move |store| {
+        .write(move |store| {
             let result = store.delete_route(&deleted, key)?;
             store.audit(&audit)?;
             Ok(result)

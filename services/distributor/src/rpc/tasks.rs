@@ -4,7 +4,7 @@ use millrace_core::id::TaskId;
 use millrace_proto::distributor::v1 as wire;
 use millrace_queue::request_key;
 use millrace_runtime::status::{Fault, Violation};
-use millrace_store::{Audit, CancelResult, ListFilter, RetryResult, TaskRow};
+use millrace_store::{Audit, CancelResult, ListFilter, RetryResult, Store, StoreError, TaskRow};
 use tonic::Request;
 use uuid::Uuid;
 
@@ -142,13 +142,16 @@ pub(super) async fn cancel(
     let key = key("CancelTask", &request.request_id)?;
     let audit = Audit { action: "CancelTask".into(), subject: id.to_string(), detail: reason.clone() };
     let result = shared
-        .blocking(move |store| {
+        .write(move |store| {
+            if reused(store, key, id)? {
+                return Ok(None);
+            }
             let result = store.cancel(id, &reason, key)?;
             store.audit(&audit)?;
-            Ok(result)
+            Ok(Some(result))
         })
         .await?;
-    match result {
+    match result.ok_or_else(reused_fault)? {
         CancelResult::Done(row) => {
             hint_cancel(shared, &row);
             shared.watches.nudge(id);
@@ -175,12 +178,16 @@ pub(super) async fn retry(shared: &Shared, request: wire::RetryTaskRequest) -> R
     let key = key("RetryTask", &request.request_id)?;
     let audit = Audit { action: "RetryTask".into(), subject: id.to_string(), detail: String::new() };
     let result = shared
-        .blocking(move |store| {
+        .write(move |store| {
+            if reused(store, key, id)? {
+                return Ok(None);
+            }
             let result = store.retry(id, key)?;
             store.audit(&audit)?;
-            Ok(result)
+            Ok(Some(result))
         })
         .await?;
+    let result = result.ok_or_else(reused_fault)?;
     match result.value {
         RetryResult::Done(row) => {
             if let (Some(ready_at_us), false) = (row.ready_at_us, result.repeated) {
@@ -206,6 +213,16 @@ pub(super) async fn retry(shared: &Shared, request: wire::RetryTaskRequest) -> R
         RetryResult::QueueClosed(queue) => Err(crate::routing::queue_closed(&queue)),
         RetryResult::NotFound => Err(missing(id)),
     }
+}
+
+/// Whether the key was used for another task (R11).
+fn reused(store: &dyn Store, key: Option<Uuid>, id: TaskId) -> Result<bool, StoreError> {
+    let Some(key) = key else { return Ok(false) };
+    Ok(store.request(key)?.is_some_and(|used_for| used_for != id))
+}
+
+fn reused_fault() -> Fault {
+    Fault::already_exists("REQUEST_ID_REUSED", "the request_id was used for another task; nothing was changed")
 }
 
 /// The idempotency key of a call that is not a submission; none when the caller gave no request_id.

@@ -9,9 +9,8 @@ const LOOK: Duration = Duration::from_millis(20);
 
 pub(super) async fn run(shared: Arc<Shared>) {
     shared.context.shutdown.draining().await;
-    let other = shared.other_replica();
     for session in shared.sessions.all() {
-        session.go_away(rpc::go_away("this replica is stopping", other.clone()));
+        session.go_away(rpc::go_away("this replica is stopping", shared.other_replica()));
     }
     let deadline = tokio::time::Instant::now() + shared.settings.leave_grace;
     while shared.sessions.len() > 0 && tokio::time::Instant::now() < deadline {

@@ -36,7 +36,7 @@
 //! - An attempt runs at most once here, however often its assignment arrives (R1).
 //! - Silence stops nothing. Only an exclusive task is stopped while the service is out of reach, and in time (R16).
 //! - A result holds its slot until it is recorded, so what waits here is bounded by the slots.
-//! - Output is live and lossy: each attempt keeps its newest 64 KiB, and what was overwritten shows as a gap in the offsets.
+//! - Output is live and lossy: each attempt keeps its newest 1 MiB (as set), and what was overwritten shows as a gap in the offsets.
 //!
 //! The digest that a heartbeat carries is the exclusive-or of [`millrace_core::held::digest_of`] over the attempts held.
 

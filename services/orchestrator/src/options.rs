@@ -58,7 +58,7 @@ impl Default for Options {
             previous_session_file: None,
             build: concat!("millrace-orchestrator ", env!("CARGO_PKG_VERSION")).into(),
             output_tail_bytes: 16 * 1024,
-            output_ring_bytes: 64 * 1024,
+            output_ring_bytes: 1024 * 1024,
             drain_timeout: Duration::from_secs(30),
             stop_limit: Duration::from_secs(30),
             deliver_timeout: Duration::from_secs(10),

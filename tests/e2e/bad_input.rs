@@ -109,6 +109,6 @@ async fn an_orchestrator_that_breaks_the_protocol_is_told_how() {
     let first = tokio_stream::iter([wire::ConnectOrchestratorRequest {
         message: Some(Ask::Heartbeat(wire::Heartbeat::default())),
     }]);
-    let status = distributor(&dev.server.endpoint).connect_orchestrator(first).await.err().expect("a refusal");
+    let status = distributor(&dev.server.endpoint).connect_orchestrator(first).await.map(drop).expect_err("a refusal");
     assert_eq!(reason(&status), "HELLO_FIRST");
 }

@@ -84,7 +84,7 @@ fn until(world: &mut World, deadline: Duration, done: fn(&mut World) -> bool) {
         if !world.step() {
             return;
         }
-        if world.events % CHECKS == 0 {
+        if world.events.is_multiple_of(CHECKS) {
             world.db.check();
         }
     }

@@ -372,6 +372,8 @@ impl World {
 
 type Work<T> = Box<dyn FnMut(&mut Database, bool) -> Result<T, StoreError>>;
 
+type Then<T> = Box<dyn FnOnce(&mut World, Result<T, StoreError>)>;
+
 struct Call<T> {
     pid: Pid,
     label: &'static str,
@@ -379,5 +381,5 @@ struct Call<T> {
     wait: Duration,
     repeat: bool,
     work: Work<T>,
-    then: Box<dyn FnOnce(&mut World, Result<T, StoreError>)>,
+    then: Then<T>,
 }

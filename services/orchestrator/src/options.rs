@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(problem(|o| o.queues = vec!["no such name".into()]), Some("queues"));
         assert_eq!(problem(|o| o.slots = 0), Some("slots"));
         assert_eq!(problem(|o| o.lease_ttl = Duration::from_secs(4)), Some("lease_ttl"));
-        assert_eq!(problem(|o| o.output_tail_bytes = 1 << 20), Some("output_tail_bytes"));
+        assert_eq!(problem(|o| o.output_tail_bytes = 1 << 21), Some("output_tail_bytes"));
         assert_eq!(problem(|o| o.max_backoff = Duration::ZERO), Some("min_backoff"));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use millrace_store::Heartbeat;
 
-use crate::{rpc, sessions::Session, shared::Shared};
+use crate::{notices, sessions::Session, shared::Shared};
 
 /// A heartbeat on its way into the database.
 pub(crate) struct Beat {
@@ -27,7 +27,7 @@ pub(crate) fn run(shared: &Arc<Shared>, beats: Vec<Beat>) {
         Ok(results) => {
             for (beat, result) in beats.into_iter().zip(results) {
                 if !result.renewed {
-                    beat.session.end(Some(rpc::session_moved()));
+                    beat.session.end(Some(notices::session_moved()));
                     continue;
                 }
                 beat.session.renewed(beat.seq);
@@ -40,7 +40,7 @@ pub(crate) fn run(shared: &Arc<Shared>, beats: Vec<Beat>) {
             for (beat, heartbeat) in beats.into_iter().zip(batch) {
                 beat.session.give_back_accepted(heartbeat.accepted.into_iter().map(|(lease, _)| lease).collect());
                 if let Some(other) = shared.other_replica() {
-                    beat.session.go_away(rpc::go_away("this replica cannot write heartbeats", Some(other)));
+                    beat.session.go_away(notices::go_away("this replica cannot write heartbeats", Some(other)));
                 }
             }
         }

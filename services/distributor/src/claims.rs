@@ -133,7 +133,7 @@ fn settle(shared: &Arc<Shared>, items: Vec<ClaimItem>, results: Vec<Claimed>) {
             }
             Claimed::SessionGone => {
                 session.unreserve();
-                session.end(Some(crate::rpc::session_moved()));
+                session.end(Some(crate::notices::session_moved()));
                 Verdict::Returned
             }
         };

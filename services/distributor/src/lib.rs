@@ -13,6 +13,7 @@ mod ends;
 mod gate;
 mod links;
 mod metrics;
+mod notices;
 mod output;
 mod routing;
 mod rpc;

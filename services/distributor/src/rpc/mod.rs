@@ -8,14 +8,13 @@ mod status;
 mod tasks;
 mod watch;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc};
 
 use futures::Stream;
 use millrace_proto::distributor::v1::{
     self as wire, distributor_service_server::DistributorService, peer_service_server::PeerService,
 };
 use millrace_proto::queue::v1::{ExchangeRequest, ExchangeResponse};
-use millrace_runtime::status::Fault;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::shared::Shared;
@@ -38,26 +37,6 @@ impl Tasks {
 impl Peer {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self(shared)
-    }
-}
-
-/// The session has expired, was closed, or is another replica's now.
-pub(crate) fn session_gone() -> Status {
-    Fault::precondition("SESSION_GONE", "the session is over, or was resumed elsewhere; open a new one").into()
-}
-
-/// The stream's generation is not the session's any more: it was resumed elsewhere, or it is over. A resume tells which, so
-/// only that may say that it is over: an orchestrator stops its work when it hears that.
-pub(crate) fn session_moved() -> Status {
-    Fault::aborted("SESSION_MOVED", "the session goes on under a later generation, or is over; resume it").into()
-}
-
-/// Asks an orchestrator to leave, within a second so that not everybody comes at once.
-pub(crate) fn go_away(reason: &str, endpoint: Option<String>) -> wire::GoAway {
-    wire::GoAway {
-        reason: reason.to_owned(),
-        delay: Some(crate::convert::span(Duration::from_millis(rand::random_range(0..1_000)))),
-        endpoint: endpoint.unwrap_or_default(),
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
     beats::Beat,
     convert, ends,
     ends::{End, Recorded},
+    notices,
     output::MAX_CHUNK,
     sessions::Session,
     shared::Shared,
@@ -65,7 +66,7 @@ pub(super) async fn connect(
     tokio::spawn(serve(shared.clone(), session.clone(), inbound));
     if shared.context.shutdown.is_draining() {
         // The drain may have passed before this session was there to be asked.
-        session.go_away(super::go_away("this replica is stopping", shared.other_replica()));
+        session.go_away(notices::go_away("this replica is stopping", shared.other_replica()));
     }
     let welcome = wire::ConnectOrchestratorResponse {
         message: Some(wire::connect_orchestrator_response::Message::Welcome(welcome)),
@@ -108,7 +109,7 @@ async fn greet(shared: &Arc<Shared>, hello: wire::Hello) -> Result<(Arc<Session>
     };
     let entered =
         shared.sessions.enter(row.session.id, row.generation, row.session.name.clone(), row.session.queues.clone());
-    let Some(session) = entered else { return Err(super::session_moved()) };
+    let Some(session) = entered else { return Err(notices::session_moved()) };
     session.restore(&held, &named, shared.now());
     let missing: Vec<Dispatch> = held.into_iter().filter(|dispatch| !named.contains(&dispatch.lease)).collect();
     if !missing.is_empty() {
@@ -139,7 +140,7 @@ async fn open(shared: &Arc<Shared>, hello: &wire::Hello) -> Result<SessionRow, F
         if closed {
             tracing::info!(session = %previous, "an orchestrator has restarted; its previous session is closed");
             if let Some(here) = shared.sessions.by_id(previous) {
-                here.end(Some(super::session_gone()));
+                here.end(Some(notices::session_gone()));
             }
             shared.reap.notify_one();
         }
@@ -190,7 +191,7 @@ async fn resume(
     }
     match resumed {
         Resumed::Yes { session, held } => Ok((session, held)),
-        Resumed::Gone => Err(super::session_gone()),
+        Resumed::Gone => Err(notices::session_gone()),
     }
 }
 

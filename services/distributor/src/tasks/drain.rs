@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{rpc, shared::Shared};
+use crate::{notices, shared::Shared};
 
 /// How often it is looked whether everybody has left.
 const LOOK: Duration = Duration::from_millis(20);
@@ -10,7 +10,7 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(super) async fn run(shared: Arc<Shared>) {
     shared.context.shutdown.draining().await;
     for session in shared.sessions.all() {
-        session.go_away(rpc::go_away("this replica is stopping", shared.other_replica()));
+        session.go_away(notices::go_away("this replica is stopping", shared.other_replica()));
     }
     let deadline = tokio::time::Instant::now() + shared.settings.leave_grace;
     while shared.sessions.len() > 0 && tokio::time::Instant::now() < deadline {

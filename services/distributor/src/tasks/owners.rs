@@ -11,7 +11,7 @@ use millrace_runtime::{background, status::Fault};
 use millrace_store::MemberKind;
 
 use crate::{
-    links, rpc,
+    links, notices,
     shared::{Shared, lock},
 };
 
@@ -102,7 +102,7 @@ fn cut_off(shared: &Shared, known: &Mutex<Known>, owner: MemberId, queues: &[Str
     let Some(other) = shared.other_replica().filter(|_| now.saturating_sub(since) >= CUT_OFF) else { return };
     for session in shared.sessions.all() {
         if session.queues.iter().any(|queue| queues.contains(queue)) {
-            session.go_away(rpc::go_away("the owner of a queue cannot be reached from here", Some(other.clone())));
+            session.go_away(notices::go_away("the owner of a queue cannot be reached from here", Some(other.clone())));
         }
     }
 }

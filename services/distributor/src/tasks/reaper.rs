@@ -24,7 +24,7 @@ async fn step(shared: Arc<Shared>) -> Result<(), Fault> {
     for session in dead {
         tracing::warn!(%session, "an orchestrator has fallen silent; its tasks get another attempt");
         if let Some(here) = shared.sessions.by_id(session) {
-            here.end(Some(crate::rpc::session_gone()));
+            here.end(Some(crate::notices::session_gone()));
         }
     }
     // Every sweep looks at all sessions that are over, not only at those it has just ended: a replica may have died

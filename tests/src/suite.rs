@@ -34,7 +34,7 @@ pub struct Process {
     pub endpoint: String,
     /// Where it serves HTTP; empty for an agent.
     pub http: String,
-    _folder: Arc<tempfile::TempDir>,
+    folder: Arc<tempfile::TempDir>,
 }
 
 impl Suite {
@@ -105,7 +105,7 @@ impl Suite {
 
     /// A command of the CLI, untouched by the caller's MILLRACE_* variables.
     pub fn cli<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
-        let mut command = clean();
+        let mut command = clean(self.folder());
         command.args(args).current_dir(self.folder());
         command
     }
@@ -128,7 +128,7 @@ impl Suite {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let name = format!("{kind}-{number}");
         let log = self.folder().join(format!("{name}.log"));
-        Process { name, args, env: Vec::new(), log, child: None, endpoint, http, _folder: self.folder.clone() }
+        Process { name, args, env: Vec::new(), log, child: None, endpoint, http, folder: self.folder.clone() }
     }
 }
 
@@ -141,7 +141,7 @@ impl Process {
     /// Starts it; its log goes on where it was.
     pub fn start(&mut self) {
         let log = File::options().create(true).append(true).open(&self.log).expect("the log's file");
-        let mut command = clean();
+        let mut command = clean(self.folder.path());
         command
             .args(&self.args)
             .envs(self.env.iter().cloned())
@@ -234,9 +234,11 @@ pub fn said(output: &Output) -> String {
     )
 }
 
-/// The binary, without the caller's MILLRACE_* variables.
-fn clean() -> Command {
+/// The binary, without the caller's MILLRACE_* variables, and with its temporary files in the suite's folder: what a killed
+/// process leaves goes with it.
+fn clean(folder: &Path) -> Command {
     let mut command = Command::new(binary::millrace());
+    command.env("TMPDIR", folder);
     for (key, _) in std::env::vars_os() {
         if key.to_str().is_some_and(|key| key.starts_with("MILLRACE_") || key.starts_with("OTEL_")) {
             command.env_remove(key);

@@ -37,8 +37,9 @@ pub struct TaskSpec {
     /// default, and without one no bound.
     #[prost(message, optional, tag = "9")]
     pub timeout: ::core::option::Option<::prost_types::Duration>,
-    /// Two attempts of this task must never overlap: an orchestrator that cannot renew its lease stops the attempt before
-    /// the lease can expire. Without it attempts may overlap after a lost lease.
+    /// Two attempts of this task must not overlap: an orchestrator that cannot renew its lease stops the attempt before
+    /// the lease can expire. Without it attempts may overlap after a lost lease. An orchestrator that is killed cannot stop
+    /// anything: what it had started may still run when its lease ends.
     #[prost(bool, tag = "10")]
     pub exclusive: bool,
     /// How often the task is tried again. Unset means the defaults of RetryPolicy.

@@ -64,6 +64,9 @@ pub(crate) async fn run(args: DevArgs) -> Result<(), Failure> {
     // The agent goes first and the services after it, so that what it had in hand is still recorded.
     let services = Shutdown::new(args.process.drain_grace);
     let agent = (!args.without_agent).then(|| agent_settings(&args)).transpose()?;
+    if let Some(settings) = &agent {
+        settings.options().validate().map_err(|error| Failure::Usage(format!("the agent's {error}")))?;
+    }
     let plan = Plan {
         what: "suite",
         listen: &args.listen,

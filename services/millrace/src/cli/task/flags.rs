@@ -46,7 +46,7 @@ pub(crate) struct SpecFlags {
     /// How long one attempt may run.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
-    /// Two attempts must never overlap, whatever is lost.
+    /// The agent stops an attempt before its lease can expire, so that two do not overlap while agents live.
     #[arg(long)]
     exclusive: bool,
     /// How many attempts may fail by the task's own doing. Without it 1, which is no retry.

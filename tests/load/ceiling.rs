@@ -4,27 +4,42 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::postgres::{Database, Server};
+use crate::{
+    postgres::{Database, Server},
+    usage::{self, Used, Watched},
+};
+
+/// What one measurement of a ceiling gave.
+#[derive(Debug, Clone, serde::Serialize)]
+pub(crate) struct Ceiling {
+    /// Lives or calls a second.
+    pub(crate) per_s: f64,
+    /// The CPU that it took.
+    pub(crate) used: Vec<Used>,
+}
 
 /// Lives a second in the bare shape of a task: four connections, each looping over batches of 500 that it inserts, claims by
 /// key and completes, a transaction each, while 100,000 other rows wait.
-pub(crate) async fn bare(server: &Server, time: Duration) -> Result<f64> {
+pub(crate) async fn bare(server: &Server, watched: &[Watched], time: Duration) -> Result<Ceiling> {
     let database = server.create("bare").await?;
     database.psql(include_str!("sql/bare_schema.sql")).await?;
-    lives(&database, include_str!("sql/bare.sql"), time, "SELECT count(*) FROM bare WHERE state = 3").await
+    let count = "SELECT count(*) FROM bare WHERE state = 3";
+    lives(&database, watched, include_str!("sql/bare.sql"), time, count).await
 }
 
 /// Lives a second in our own schema by the store's statements, with or without an idempotency key for each task.
-pub(crate) async fn own(server: &Server, time: Duration, keys: bool) -> Result<f64> {
+pub(crate) async fn own(server: &Server, watched: &[Watched], time: Duration, keys: bool) -> Result<Ceiling> {
     let database = own_database(server, "own").await?;
-    let key = if keys { "gen_random_uuid()" } else { "NULL::uuid" };
-    let script = include_str!("sql/own.sql").replace("REQUEST AS request", &format!("{key} AS request"));
-    let per_s = lives(&database, &script, time, "SELECT count(*) FROM finished_tasks").await?;
+    let (key, keyless) = if keys { ("gen_random_uuid()", "FALSE") } else { ("NULL::uuid", "TRUE") };
+    let script = include_str!("sql/own.sql")
+        .replace("REQUEST AS request", &format!("{key} AS request"))
+        .replace("(KEYLESS OR", &format!("({keyless} OR"));
+    let lives = lives(&database, watched, &script, time, "SELECT count(*) FROM finished_tasks").await?;
     let keyed = database.number("SELECT count(*) FROM requests").await?;
     if (keyed > 0) != keys {
         bail!("{keyed} idempotency keys were stored, which is not what was to be measured");
     }
-    Ok(per_s)
+    Ok(lives)
 }
 
 /// A migrated database with a live session and 100,000 tasks that wait in a queue beside.
@@ -36,15 +51,16 @@ pub(crate) async fn own_database(server: &Server, name: &str) -> Result<Database
     Ok(database)
 }
 
-async fn lives(database: &Database, script: &str, time: Duration, count: &str) -> Result<f64> {
+async fn lives(database: &Database, watched: &[Watched], script: &str, time: Duration, count: &str) -> Result<Ceiling> {
     let folder = tempfile::tempdir().context("making a temporary folder")?;
     let path = folder.path().join("life.sql");
     std::fs::write(&path, script).context("writing the script")?;
     let before = database.number(count).await?;
+    let snapshot = usage::snapshot(watched);
     let seconds = database.pgbench(&path, time).await?;
-    let done = database.number(count).await? - before;
-    if done <= 0 {
-        bail!("pgbench ran and no life was completed");
+    let used = |done| usage::since(watched, &snapshot, done);
+    match u64::try_from(database.number(count).await? - before) {
+        Ok(done) if done > 0 => Ok(Ceiling { per_s: done as f64 / seconds, used: used(done) }),
+        _ => bail!("pgbench ran and no life was completed"),
     }
-    Ok(done as f64 / seconds)
 }

@@ -12,7 +12,7 @@ use crate::{
     payload::Kind,
     services::{Services, until},
     submission::{self, Ids},
-    usage::{self, Cores, Watched},
+    usage::{self, Used, Watched},
 };
 
 /// What it came to.
@@ -27,7 +27,7 @@ pub(crate) struct Lives {
     /// Submissions a second: while the fleet drained, or before it did.
     pub(crate) submit_per_s: f64,
     /// Who used the CPU.
-    pub(crate) cores: Vec<Cores>,
+    pub(crate) used: Vec<Used>,
 }
 
 /// What the two measurements have in common.
@@ -52,11 +52,11 @@ impl Bench<'_> {
         let begin_us = now_us()?;
         let submitted = self.fill(tenant, tasks, ids).await?;
         executor.reach(tasks).await?;
-        let cores = usage::since(self.watched, &before);
+        let used = usage::since(self.watched, &before, tasks);
         let end_us = self.finished(tenant, tasks).await?.1;
         fleet.stop().await?;
         let seconds = (end_us - begin_us) as f64 / 1e6;
-        Ok(Lives { per_s: tasks as f64 / seconds, tasks, seconds, submit_per_s: submitted, cores })
+        Ok(Lives { per_s: tasks as f64 / seconds, tasks, seconds, submit_per_s: submitted, used })
     }
 
     /// Submits first, and then has a fleet run it all. The time counts from the first claim.
@@ -67,11 +67,11 @@ impl Bench<'_> {
         let before = usage::snapshot(self.watched);
         let fleet = Fleet::start(&self.services.distributor.endpoint, &self.shape, Arc::clone(&executor)).await?;
         executor.reach(tasks).await?;
-        let cores = usage::since(self.watched, &before);
+        let used = usage::since(self.watched, &before, tasks);
         let (begin_us, end_us) = self.finished(tenant, tasks).await?;
         fleet.stop().await?;
         let seconds = (end_us - begin_us) as f64 / 1e6;
-        Ok(Lives { per_s: tasks as f64 / seconds, tasks, seconds, submit_per_s: submitted, cores })
+        Ok(Lives { per_s: tasks as f64 / seconds, tasks, seconds, submit_per_s: submitted, used })
     }
 
     /// Runs whatever waits in the queue `default`, so that the next measurement begins with an empty one.

@@ -6,11 +6,15 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use crate::{
+    ceiling::Ceiling,
     dispatch::{Dispatch, Latency},
     life::Lives,
     memory::{self, Memory},
-    usage::Cores,
+    usage::Used,
 };
+
+/// A load above this before a run means that the machine had other work.
+const BUSY: f64 = 0.7;
 
 /// Where and how it was measured.
 #[derive(Debug, Serialize)]
@@ -31,21 +35,23 @@ pub(crate) struct Environment {
     pub(crate) synchronous_commit: String,
     /// Further settings of the server that figures depend on.
     pub(crate) settings: BTreeMap<&'static str, String>,
+    /// The machine's load of the last minute before the run; more than a little means that others used it too.
+    pub(crate) load_before: f64,
     /// Milliseconds of one fdatasync in the temporary folder, where `make bench` keeps the database.
     pub(crate) fdatasync_ms: f64,
 }
 
-/// What the machine does without the services. Each holds one figure for each pass.
+/// What the machine does without the services, once for each pass.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Ceilings {
-    /// Lives a second in the bare shape.
-    pub(crate) bare_per_s: Vec<f64>,
-    /// Lives a second in our schema, with idempotency keys.
-    pub(crate) own_per_s: Vec<f64>,
+    /// Lives in the bare shape.
+    pub(crate) bare: Vec<Ceiling>,
+    /// Lives in our schema, with idempotency keys.
+    pub(crate) own: Vec<Ceiling>,
     /// The same without.
-    pub(crate) own_without_ids_per_s: Vec<f64>,
-    /// Lives a second by the store crate, with idempotency keys.
-    pub(crate) store_per_s: Vec<f64>,
+    pub(crate) own_without_ids: Vec<Ceiling>,
+    /// Lives by the store crate, with idempotency keys.
+    pub(crate) store: Vec<Ceiling>,
     /// Null unary calls a second, 64 in flight.
     pub(crate) null_unary_per_s: Vec<f64>,
     /// Milliseconds of a null unary call alone, the median.
@@ -62,7 +68,7 @@ pub(crate) struct Submit {
     /// 99 of 100 were faster.
     pub(crate) p99_ms: f64,
     /// Who used the CPU.
-    pub(crate) cores: Vec<Cores>,
+    pub(crate) used: Vec<Used>,
 }
 
 /// Everything that was measured; what was not asked for is empty.
@@ -130,6 +136,11 @@ fn mean(passes: &[f64]) -> Option<f64> {
     (!passes.is_empty()).then(|| passes.iter().sum::<f64>() / passes.len() as f64)
 }
 
+/// The mean rate of the passes.
+fn rate(passes: &[Ceiling]) -> Option<f64> {
+    mean(&passes.iter().map(|pass| pass.per_s).collect::<Vec<_>>())
+}
+
 fn ratio(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
     Some(part? / whole?)
 }
@@ -145,7 +156,7 @@ impl Figures {
         let (ceilings, environment) = (&self.ceilings, &self.environment);
         let life = self.life.as_ref().map(|life| life.per_s);
         let submit = self.submit.as_ref().map(|submit| submit.per_s);
-        let (bare, own) = (mean(&ceilings.bare_per_s), mean(&ceilings.own_per_s));
+        let (bare, own) = (rate(&ceilings.bare), rate(&ceilings.own));
         let null = mean(&ceilings.null_unary_per_s);
         let mut rss_mb = BTreeMap::new();
         let of =
@@ -162,8 +173,8 @@ impl Figures {
             batch_submit_per_s: self.drain.as_ref().map(|drain| drain.submit_per_s),
             ceiling_bare_per_s: bare,
             ceiling_own_per_s: own,
-            ceiling_own_without_ids_per_s: mean(&ceilings.own_without_ids_per_s),
-            store_per_s: mean(&ceilings.store_per_s),
+            ceiling_own_without_ids_per_s: rate(&ceilings.own_without_ids),
+            store_per_s: rate(&ceilings.store),
             null_unary_per_s: null,
             null_unary_ms: mean(&ceilings.null_unary_ms),
             ratio_to_ceiling: ratio(life, bare),
@@ -260,24 +271,41 @@ impl Figures {
         if let Some(column) = rows.table.column_mut(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        format!("{}\n\n{}\n\n{}", text(&rows.table), text(&self.cores()), self.conditions())
+        format!("{}\n\n{}\n\n{}", text(&rows.table), text(&self.cpu()), self.conditions())
     }
 
     /// Who used the CPU, for those who look for the time.
-    fn cores(&self) -> Table {
+    fn cpu(&self) -> Table {
+        const PROCESSES: [&str; 4] = ["distributor", "queue", "clients", "postgres"];
+        let ceiling = |passes: &'_ [Ceiling]| passes.last().map(|pass| pass.used.clone());
+        let submit = |submit: &Option<Submit>| submit.as_ref().map(|submit| submit.used.clone());
+        let lives = |lives: &Option<Lives>| lives.as_ref().map(|lives| lives.used.clone());
         let parts = [
-            ("SubmitTask", self.submit.as_ref().map(|one| &one.cores)),
-            ("drain", self.drain.as_ref().map(|one| &one.cores)),
-            ("whole life", self.life.as_ref().map(|one| &one.cores)),
+            ("bare shape", ceiling(&self.ceilings.bare)),
+            ("own schema", ceiling(&self.ceilings.own)),
+            ("  without request ids", ceiling(&self.ceilings.own_without_ids)),
+            ("store crate", ceiling(&self.ceilings.store)),
+            ("SubmitTask", submit(&self.submit)),
+            ("  without request ids", submit(&self.submit_without_ids)),
+            ("drain", lives(&self.drain)),
+            ("whole life", lives(&self.life)),
+            ("  without request ids", lives(&self.life_without_ids)),
         ];
         let mut table = new_table();
-        let names = parts.iter().find_map(|(_, cores)| *cores);
-        let names = names.into_iter().flatten().map(|one| one.process.to_uppercase());
-        table.set_header(std::iter::once("CORES USED".to_owned()).chain(names));
-        for (name, cores) in parts {
-            let Some(cores) = cores else { continue };
-            let used = cores.iter().map(|one| format!("{:.2}", one.cores));
-            table.add_row(std::iter::once(name.to_owned()).chain(used));
+        table.set_header(["CPU, µs a task", "DISTRIBUTOR", "QUEUE", "CLIENTS", "POSTGRES", "ALL", "CORES USED"]);
+        for (name, used) in parts {
+            let Some(used) = used else { continue };
+            let mut cells = vec![name.to_owned()];
+            cells.extend(PROCESSES.map(|process| {
+                let one = used.iter().find(|one| one.process == process);
+                one.map_or_else(String::new, |one| format!("{:.1}", one.us_per_item))
+            }));
+            cells.push(format!("{:.1}", used.iter().map(|one| one.us_per_item).sum::<f64>()));
+            cells.push(format!("{:.2}", used.iter().map(|one| one.cores).sum::<f64>()));
+            table.add_row(cells);
+        }
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
         }
         table
     }
@@ -285,9 +313,16 @@ impl Figures {
     fn conditions(&self) -> String {
         let Environment { profile, millrace, cores, postgres, fsync, synchronous_commit, fdatasync_ms, .. } =
             &self.environment;
+        let load = self.environment.load_before;
+        let busy = match load > BUSY {
+            true => format!(
+                "\nThe load was {load:.1} before the run: others used the machine, and these figures tell little."
+            ),
+            false => String::new(),
+        };
         format!(
             "{millrace}, {profile} build, {cores} cores; PostgreSQL {postgres}, fsync {fsync}, synchronous_commit \
-             {synchronous_commit}, fdatasync {fdatasync_ms:.2} ms"
+             {synchronous_commit}, fdatasync {fdatasync_ms:.2} ms{busy}"
         )
     }
 }

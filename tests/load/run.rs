@@ -96,6 +96,12 @@ impl<'a> Run<'a> {
         eprintln!("[{:5.1} s] {what}", self.begin.elapsed().as_secs_f64());
     }
 
+    /// PostgreSQL's processes, if they run on this machine.
+    async fn postgres(&self) -> Result<Option<Watched>> {
+        let postmaster = self.server.postmaster().await?;
+        Ok(postmaster.map(|pid| Watched { name: "postgres", pid, with_children: true }))
+    }
+
     async fn environment(&self) -> Result<Environment> {
         let version = Command::new(&self.millrace).arg("--version").output().await;
         let version = version.with_context(|| format!("starting {}", self.millrace.display()))?;
@@ -112,6 +118,7 @@ impl<'a> Run<'a> {
             fsync: self.server.setting("fsync").await?,
             synchronous_commit: self.server.setting("synchronous_commit").await?,
             settings,
+            load_before: usage::load(),
             fdatasync_ms: fdatasync_ms()?,
         };
         if environment.fsync != "on" || environment.synchronous_commit != "on" {
@@ -125,15 +132,18 @@ impl<'a> Run<'a> {
         if !self.args.wants(Part::Ceilings) {
             return Ok(());
         }
-        let plan = &self.plan;
+        let (plan, server) = (&self.plan, &self.server);
+        // pgbench and psql are children of this process.
+        let clients = Watched { name: "clients", pid: std::process::id(), with_children: true };
+        let watched: Vec<Watched> = std::iter::once(clients).chain(self.postgres().await?).collect();
         self.say("ceiling: PostgreSQL, bare shape");
-        ceilings.bare_per_s.push(ceiling::bare(&self.server, plan.pgbench).await?);
+        ceilings.bare.push(ceiling::bare(server, &watched, plan.pgbench).await?);
         self.say("ceiling: PostgreSQL, own schema");
-        ceilings.own_per_s.push(ceiling::own(&self.server, plan.pgbench, true).await?);
+        ceilings.own.push(ceiling::own(server, &watched, plan.pgbench, true).await?);
         self.say("ceiling: PostgreSQL, own schema, without request ids");
-        ceilings.own_without_ids_per_s.push(ceiling::own(&self.server, plan.pgbench, false).await?);
+        ceilings.own_without_ids.push(ceiling::own(server, &watched, plan.pgbench, false).await?);
         self.say("ceiling: the store crate");
-        ceilings.store_per_s.push(store::lives(&self.server, plan.store).await?);
+        ceilings.store.push(store::lives(server, &watched, plan.store).await?);
         self.say("ceiling: null unary calls");
         let (many, one) = null::measure(plan.null).await?;
         ceilings.null_unary_per_s.push(many.per_s());
@@ -147,8 +157,7 @@ impl<'a> Run<'a> {
         self.say("starting a queue service and a distributor");
         let services = Services::start(&self.server, &self.millrace, &args.out).await?;
         let mut watched = services.watched();
-        let postmaster = self.server.postmaster().await?;
-        watched.extend(postmaster.map(|pid| Watched { name: "postgres", pid, with_children: true }));
+        watched.extend(self.postgres().await?);
         let shape = Shape { count: ORCHESTRATORS, slots: args.slots };
         let bench = Bench { services: &services, watched: &watched, shape, submitters: args.submitters };
 
@@ -188,15 +197,16 @@ impl<'a> Run<'a> {
         database.psql("CHECKPOINT").await?;
         let before = usage::snapshot(bench.watched);
         let submitted: Loop = submission::unary(&bench.services.distributor.endpoint, tenant, ids, time).await?;
-        let cores = usage::since(bench.watched, &before);
         let stored = database.number(&format!("SELECT count(*) FROM tasks WHERE tenant = '{tenant}'")).await?;
+        let stored = u64::try_from(stored)?;
+        let used = usage::since(bench.watched, &before, stored);
         // Warming up stores some as well.
-        if u64::try_from(stored)? < submitted.items {
+        if stored < submitted.items {
             bail!("{} tasks were acknowledged and {stored} are stored", submitted.items);
         }
         bench.empty().await?;
         let (p50_ms, p99_ms) = (submitted.quantile_ms(0.5), submitted.quantile_ms(0.99));
-        Ok(Submit { per_s: submitted.per_s(), p50_ms, p99_ms, cores })
+        Ok(Submit { per_s: submitted.per_s(), p50_ms, p99_ms, used })
     }
 }
 

@@ -21,15 +21,22 @@ use millrace_store::{
 };
 use uuid::Uuid;
 
-use crate::{ceiling, payload::Kind, plan::BATCH, postgres::Server};
+use crate::{
+    ceiling::{self, Ceiling},
+    payload::Kind,
+    plan::BATCH,
+    postgres::Server,
+    usage::{self, Watched},
+};
 
-/// Lives a second.
-pub(crate) async fn lives(server: &Server, time: Duration) -> Result<f64> {
+/// Measures lives for a time.
+pub(crate) async fn lives(server: &Server, watched: &[Watched], time: Duration) -> Result<Ceiling> {
     let database = ceiling::own_database(server, "store").await?;
     let url = database.url();
+    let snapshot = usage::snapshot(watched);
     let seconds = tokio::task::spawn_blocking(move || drive(&url, time)).await??;
-    let done = database.number("SELECT count(*) FROM finished_tasks").await?;
-    Ok(done as f64 / seconds)
+    let done = u64::try_from(database.number("SELECT count(*) FROM finished_tasks").await?)?;
+    Ok(Ceiling { per_s: done as f64 / seconds, used: usage::since(watched, &snapshot, done) })
 }
 
 /// Runs the four threads and returns the seconds that they took.

@@ -28,6 +28,12 @@ pub(crate) fn resident(pid: u32) -> Result<Resident> {
     Ok(Resident { all_mb: mb("VmRSS")?, anonymous_mb: mb("RssAnon")? })
 }
 
+/// The machine's load of the last minute; 0 where /proc does not tell.
+pub(crate) fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(0.0)
+}
+
 /// A process, or a process with its children, whose CPU time is of interest.
 #[derive(Debug, Clone)]
 pub(crate) struct Watched {
@@ -46,13 +52,15 @@ pub(crate) struct Snapshot {
     seconds: Vec<f64>,
 }
 
-/// CPU that a process used on average, in cores.
+/// CPU that a process used.
 #[derive(Debug, Clone, serde::Serialize)]
-pub(crate) struct Cores {
+pub(crate) struct Used {
     /// What it is.
     pub(crate) process: &'static str,
-    /// Its share, 1 being one core all the time.
+    /// Its share on average, 1 being one core all the time.
     pub(crate) cores: f64,
+    /// Microseconds of CPU for each item. Other work on the machine changes this less than it changes rates.
+    pub(crate) us_per_item: f64,
 }
 
 /// Reads the CPU times now.
@@ -60,12 +68,14 @@ pub(crate) fn snapshot(watched: &[Watched]) -> Snapshot {
     Snapshot { at: Instant::now(), seconds: watched.iter().map(seconds).collect() }
 }
 
-/// What was used since the snapshot, in cores.
-pub(crate) fn since(watched: &[Watched], before: &Snapshot) -> Vec<Cores> {
+/// What was used since the snapshot, in which so many items were done.
+pub(crate) fn since(watched: &[Watched], before: &Snapshot, items: u64) -> Vec<Used> {
     let wall = before.at.elapsed().as_secs_f64();
-    let now = watched.iter().map(seconds);
-    let used = watched.iter().zip(now).zip(&before.seconds);
-    used.map(|((one, now), before)| Cores { process: one.name, cores: (now - before).max(0.0) / wall }).collect()
+    let used = watched.iter().zip(&before.seconds).map(|(one, before)| {
+        let cpu = (seconds(one) - before).max(0.0);
+        Used { process: one.name, cores: cpu / wall, us_per_item: cpu * 1e6 / items.max(1) as f64 }
+    });
+    used.collect()
 }
 
 fn seconds(watched: &Watched) -> f64 {

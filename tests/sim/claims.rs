@@ -10,7 +10,7 @@ use rand::Rng;
 use crate::{
     database::token,
     links,
-    message::{Ended, Match, Verdict},
+    message::{Match, Verdict},
     mutant::Mutant,
     net::StreamId,
     replica,
@@ -34,7 +34,7 @@ pub(crate) fn matched(world: &mut World, pid: Pid, link: StreamId, queue: String
         let stay = replica.stays.get_mut(&matched.receiver);
         let reserved = stay.and_then(|stay| {
             let session = (stay.id, stay.generation);
-            stay.reserve(&queue, link, epoch, matched.seq).then_some(session)
+            stay.reserve(&queue, link, matched.seq).then_some(session)
         });
         let Some((session, generation)) = reserved else {
             returned.push((matched.task, Verdict::Returned));
@@ -86,7 +86,7 @@ fn run(world: &mut World, pid: Pid) {
 }
 
 fn settle(world: &mut World, pid: Pid, items: Vec<ClaimItem>, results: Vec<Claimed>) {
-    let now = world.now;
+    let (now, moved) = (world.now, replica::moved(world));
     let mut answers: BTreeMap<(StreamId, String), Vec<(TaskId, Verdict)>> = BTreeMap::new();
     let mut touched = BTreeSet::new();
     let Some(replica) = world.replica(pid) else { return };
@@ -104,7 +104,7 @@ fn settle(world: &mut World, pid: Pid, items: Vec<ClaimItem>, results: Vec<Claim
                 if let Some(stay) = stay {
                     stay.unreserve();
                     if lost == Claimed::SessionGone {
-                        stay.end(Ended::Gone);
+                        stay.end(moved);
                     }
                 }
                 match lost {
@@ -127,11 +127,12 @@ fn settle(world: &mut World, pid: Pid, items: Vec<ClaimItem>, results: Vec<Claim
 }
 
 fn give_up(world: &mut World, pid: Pid, items: Vec<ClaimItem>) {
+    let now = world.now;
     for ClaimItem { claim, receiver, link } in items {
         if let Some(stay) = world.replica(pid).and_then(|replica| replica.stays.get_mut(&receiver)) {
             stay.unreserve();
             // A claim may have been committed all the same: the comparison of lists finds it (R1).
-            stay.ask_for_held();
+            stay.ask_for_held(now);
             replica::flush(world, pid, receiver);
         }
         links::answer(world, pid, link, &claim.queue, vec![(claim.task, Verdict::Returned)]);

@@ -16,6 +16,8 @@ pub(crate) enum Weather {
     Exclusive,
     /// Owners of queues that come, go and stall, and exchange streams that break.
     Owners,
+    /// A database that goes away for a little longer than a write is tried, under one replica.
+    Outages,
     /// Messages and calls that take seconds, and processes that stall.
     Slow,
     /// Long lanes that only the feeder knows, transactions that commit late, and nothing else: then the feeder must find every
@@ -24,8 +26,15 @@ pub(crate) enum Weather {
 }
 
 /// Every kind.
-pub(crate) const WEATHERS: [Weather; 6] =
-    [Weather::Chaos, Weather::Calm, Weather::Exclusive, Weather::Owners, Weather::Slow, Weather::LateCommits];
+pub(crate) const WEATHERS: [Weather; 7] = [
+    Weather::Chaos,
+    Weather::Calm,
+    Weather::Exclusive,
+    Weather::Owners,
+    Weather::Outages,
+    Weather::Slow,
+    Weather::LateCommits,
+];
 
 /// The kinds of faults that a world may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,8 +118,11 @@ pub(crate) struct Config {
     pub unnoticed: Duration,
     pub longest_transaction: Duration,
     pub exclusive: f64,
-    /// The longest lease of a session, in seconds; the shortest is 5 s.
+    /// The lease of a session, in seconds.
+    pub shortest_lease: u64,
     pub longest_lease: u64,
+    pub outage: (Duration, Duration),
+    pub stall: (Duration, Duration),
     /// Offers that are lost, and that come twice.
     pub offers_lost: f64,
     pub offers_doubled: f64,
@@ -147,7 +159,10 @@ impl Config {
             exclusive: if faults.contains(&FaultKind::StallOrchestrator) { 0.0 } else { 0.3 },
             offers_lost: if faults.contains(&FaultKind::LoseOffers) { 0.3 } else { 0.0 },
             offers_doubled: if faults.contains(&FaultKind::LoseOffers) { 0.2 } else { 0.0 },
+            shortest_lease: 5,
             longest_lease: 15,
+            outage: (ms(100), ms([8_000, 25_000][rng.random_range(0..2)])),
+            stall: (ms(100), ms(20_000)),
             faults,
         };
         match weather {
@@ -176,11 +191,28 @@ impl Config {
                 config.chaos = Duration::from_secs(rng.random_range(30..=70));
                 config.fault_count = rng.random_range(10..=30);
             }
+            Weather::Outages => {
+                config.faults = vec![FaultKind::Outage];
+                config.fault_count = rng.random_range(2..=5);
+                config.replicas = 1;
+                config.shortest_lease = 14;
+                config.outage = (ms(4_800), ms(6_500));
+            }
             Weather::Slow => {
-                let kinds = [FaultKind::StallReplica, FaultKind::StallOrchestrator, FaultKind::CutStream];
-                config.faults = kinds.into_iter().chain([FaultKind::FailingCalls, FaultKind::Outage]).collect();
+                config.faults = vec![
+                    FaultKind::StallOrchestrator,
+                    FaultKind::StallOrchestrator,
+                    FaultKind::StallReplica,
+                    FaultKind::CutStream,
+                    FaultKind::FailingCalls,
+                ];
+                config.fault_count = rng.random_range(6..=20);
+                config.tasks = rng.random_range(20..=50);
                 config.exclusive = 0.0;
-                config.slow = rng.random_range(0.05..0.3);
+                config.slow = rng.random_range(0.1..0.4);
+                // Longer than an assignment may go unreported, and shorter than a lease.
+                config.stall = (ms(6_000), ms(11_000));
+                config.shortest_lease = 14;
                 config.slow_latency = ms(rng.random_range(2_000..=9_000));
             }
             Weather::LateCommits => {

@@ -169,14 +169,8 @@ impl Database {
 
     pub(crate) fn complete(&mut self, batch: &[Completion]) -> Result<Vec<Completed>> {
         let mut given = batch.to_vec();
-        if self.mutant == Some(Mutant::StaleCompletionCounts) {
-            for completion in &mut given {
-                if let Some(row) = self.store.task(completion.lease.task)?
-                    && let Some(token) = row.token
-                {
-                    completion.lease = LeaseRef { attempt: row.attempt, token, ..completion.lease };
-                }
-            }
+        for completion in &mut given {
+            completion.lease = self.mistaken(completion.lease)?;
         }
         let results = self.store.complete(&given)?;
         for (completion, result) in batch.iter().zip(&results) {
@@ -189,7 +183,11 @@ impl Database {
     }
 
     pub(crate) fn requeue(&mut self, batch: &[Requeue]) -> Result<Vec<Requeued>> {
-        let results = self.begun_earlier(|store| store.requeue(batch))?;
+        let mut given = batch.to_vec();
+        for requeue in &mut given {
+            requeue.lease = self.mistaken(requeue.lease)?;
+        }
+        let results = self.begun_earlier(|store| store.requeue(&given))?;
         for (requeue, result) in batch.iter().zip(&results) {
             if let Requeued::Waiting { .. } = result {
                 self.oracle.requeued(requeue);
@@ -301,7 +299,7 @@ impl Database {
         Ok(epoch)
     }
 
-    // ── Planted bugs of the claim ───────────────────────────────────────────────────────────────────────────────────
+    // ── Planted bugs ───────────────────────────────────────────────────────────────────────────────────
 
     fn corrupted(&self, claim: &Claim) -> Claim {
         let mut claim = claim.clone();
@@ -315,6 +313,17 @@ impl Database {
             _ => {}
         }
         claim
+    }
+
+    /// The lease that the row has now, whichever was given.
+    fn mistaken(&self, lease: LeaseRef) -> Result<LeaseRef> {
+        if self.mutant != Some(Mutant::StaleReportsCount) {
+            return Ok(lease);
+        }
+        let row = self.store.task(lease.task)?;
+        let current =
+            row.and_then(|row| row.token.map(|token| LeaseRef { task: lease.task, attempt: row.attempt, token }));
+        Ok(current.unwrap_or(lease))
     }
 
     fn open_gates(&mut self, claims: &[Claim]) -> Result<Vec<QueueRow>> {

@@ -1,14 +1,10 @@
 //! How attempts end: successes in one statement, every other end by the rules of `core::retry`. Mirrors
 //! `services/distributor/src/ends.rs`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use millrace_core::{
     held::LeaseRef,
-    id::TaskId,
     retry::{OutcomeKind, Spent, Verdict, after_attempt},
     task::State,
 };
@@ -29,6 +25,9 @@ pub(crate) struct EndItem {
     pub kind: OutcomeKind,
 }
 
+/// How long a task waits whose row is held and cannot be read.
+const UNREADABLE_WAIT: Duration = Duration::from_secs(60);
+
 /// How often an end is decided anew because its row changed under it.
 const ROUNDS: u32 = 3;
 
@@ -42,6 +41,7 @@ pub(crate) fn run(world: &mut World, pid: Pid) {
                 stay.finish(item.lease, report);
                 replica::flush(world, pid, item.receiver);
             }
+            replica::handed_back(world, pid, item.lease, report);
         }
         if let Some(replica) = world.replica(pid) {
             replica.ends.busy = false;
@@ -58,7 +58,7 @@ struct Recording {
     reports: Vec<Report>,
     /// Which of them are not decided yet.
     open: Vec<usize>,
-    rows: BTreeMap<TaskId, HeldRow>,
+    rows: BTreeMap<LeaseRef, HeldRow>,
     rounds: u32,
     then: Then,
 }
@@ -94,7 +94,7 @@ fn decide_open(world: &mut World, mut recording: Recording) {
         move |db, _| db.store().held_rows(&leases),
         move |world, rows| match rows {
             Ok(rows) => {
-                recording.rows = rows.into_iter().map(|row| (row.lease.task, row)).collect();
+                recording.rows = rows.into_iter().map(|row| (row.lease, row)).collect();
                 write_open(world, recording);
             }
             Err(_) => (recording.then)(world, recording.reports),
@@ -106,27 +106,33 @@ fn write_open(world: &mut World, recording: Recording) {
     let (mut finish, mut again) = (Vec::new(), Vec::new());
     for &index in &recording.open {
         let (lease, kind) = recording.ended[index];
-        let decided = recording.rows.get(&lease.task).map(|row| decide(world, row, kind));
+        let decided = recording.rows.get(&lease).map(|row| decide(world, row, kind));
         match decided {
             Some((_, Verdict::Finish(state), spent)) => finish.push((index, completion(lease, state, kind, spent))),
             Some((_, Verdict::Again(wait), spent)) => again.push((index, requeue(lease, kind, wait, spent))),
-            // Not held any more, or recorded by an earlier try: the write tells which.
-            None => finish.push((index, completion(lease, State::Failed, kind, Spent::default()))),
+            // Not held any more, or recorded by an earlier try, which the writes tell.
+            None => again.push((index, requeue(lease, kind, UNREADABLE_WAIT, Spent::default()))),
         }
     }
-    let unread: BTreeSet<usize> = finish
+    let unread: Vec<usize> = recording
+        .open
         .iter()
-        .map(|(index, _)| *index)
-        .filter(|&index| !recording.rows.contains_key(&recording.ended[index].0.task))
+        .copied()
+        .filter(|&index| !recording.rows.contains_key(&recording.ended[index].0))
         .collect();
     complete(world, recording, finish, move |world, mut recording| {
-        // A retry that an earlier try recorded is known by its attempt.
-        for index in unread.into_iter().filter(|&index| recording.reports[index] == Report::Stale).collect::<Vec<_>>() {
-            let (lease, kind) = recording.ended[index];
-            again.push((index, requeue(lease, kind, Duration::ZERO, Spent::default())));
-        }
         recording.open.clear();
-        requeue_all(world, recording, again);
+        requeue_all(world, recording, again, move |world, recording| {
+            // What is not held and was not put back before may have been ended before.
+            let ended_before = unread.into_iter().filter(|&index| recording.reports[index] == Report::Stale);
+            let looked_up: Vec<(usize, Completion)> = ended_before
+                .map(|index| {
+                    let (lease, kind) = recording.ended[index];
+                    (index, completion(lease, State::Failed, kind, Spent::default()))
+                })
+                .collect();
+            complete(world, recording, looked_up, decide_open);
+        });
     });
 }
 
@@ -165,9 +171,14 @@ fn complete(
 }
 
 /// Puts tasks back and offers them; those that are being cancelled are decided again.
-fn requeue_all(world: &mut World, mut recording: Recording, requeues: Vec<(usize, Requeue)>) {
+fn requeue_all(
+    world: &mut World,
+    mut recording: Recording,
+    requeues: Vec<(usize, Requeue)>,
+    next: impl FnOnce(&mut World, Recording) + 'static,
+) {
     if requeues.is_empty() {
-        return decide_open(world, recording);
+        return next(world, recording);
     }
     let (at, given): (Vec<usize>, Vec<Requeue>) = requeues.into_iter().unzip();
     world.persist(
@@ -179,7 +190,7 @@ fn requeue_all(world: &mut World, mut recording: Recording, requeues: Vec<(usize
                 match result {
                     Requeued::Waiting { ready_at_us } => {
                         recording.reports[index] = Report::Recorded;
-                        let row = recording.rows.get(&recording.ended[index].0.task);
+                        let row = recording.rows.get(&recording.ended[index].0);
                         if let (Some(ready_at_us), Some(row)) = (ready_at_us, row) {
                             let waiting = Waiting {
                                 id: row.lease.task,
@@ -196,7 +207,7 @@ fn requeue_all(world: &mut World, mut recording: Recording, requeues: Vec<(usize
                     Requeued::Cancelling => recording.open.push(index),
                 }
             }
-            decide_open(world, recording);
+            next(world, recording);
         },
     );
 }

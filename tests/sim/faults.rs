@@ -143,7 +143,8 @@ fn victim(world: &mut World, kind: FaultKind) -> Option<Pid> {
 }
 
 fn stall(world: &mut World, kind: FaultKind) {
-    let span = world.span(Duration::from_millis(100), Duration::from_secs(20));
+    let (least, most) = world.config.stall;
+    let span = world.span(least, most);
     let until = world.now + span;
     if let Some(pid) = victim(world, kind) {
         world.stall(pid.index, until);
@@ -162,8 +163,8 @@ fn outage(world: &mut World) {
         if world.settling {
             return;
         }
-        let most = if world.chance(0.5) { Duration::from_secs(8) } else { Duration::from_secs(25) };
-        let span = world.span(Duration::from_millis(100), most);
+        let (least, most) = world.config.outage;
+        let span = world.span(least, most);
         world.db.failing = last;
         world.db.is_out = true;
         world.db.out_since = world.now;

@@ -19,6 +19,7 @@ use crate::{
     loops::MEMBER_TTL_MS,
     matching::{self, Matching},
     message::{Ended, Message},
+    mutant::Mutant,
     net::{CALLEE, StreamId},
     policy::{Policy, Seen, Stance},
     world::{Pid, Role, World},
@@ -376,27 +377,39 @@ fn opened<'a>(host: &'a mut Host, stream: StreamId, queue: &str) -> Option<&'a m
     host.owned.get_mut(queue).filter(|matching| matching.number == *number)
 }
 
-/// Makes every stream known to the matchers that are ours, then tells its distributor which they are.
+/// Makes every stream known to the matchers that are ours, then tells its distributor which they are. Demand and matches
+/// are numbered by the stream, so a queue that was lost and is ours again needs a new stream.
 fn announce(world: &mut World, pid: Pid) {
+    let mutant = world.mutant;
     let Some(host) = world.host(pid) else { return };
     let ownership: Vec<(String, i64)> = host.owned.iter().map(|(queue, owned)| (queue.clone(), owned.epoch)).collect();
+    let (mut told, mut over) = (Vec::new(), Vec::new());
     for (stream, opened) in &mut host.streams {
+        let mut regained = false;
         for (queue, owned) in &mut host.owned {
-            if opened.insert(queue.clone(), owned.number) != Some(owned.number) {
+            let before = opened.insert(queue.clone(), owned.number);
+            regained |= before.is_some_and(|number| number != owned.number);
+            if before != Some(owned.number) {
                 owned.matcher.open(Connection(stream.0), READER_RANGE.1);
             }
         }
-        opened.retain(|queue, number| host.owned.get(queue).is_some_and(|owned| owned.number == *number));
+        match regained && mutant != Some(Mutant::RegainedOnTheSameStream) {
+            true => over.push(*stream),
+            false => told.push(*stream),
+        }
     }
-    let streams: Vec<StreamId> = host.streams.keys().copied().collect();
-    for stream in streams {
+    for stream in told {
         world.send(stream, CALLEE, Message::Ownership(ownership.clone()));
+    }
+    for stream in over {
+        closed(world, pid, stream);
+        world.end(stream, CALLEE, Ended::Unavailable);
     }
 }
 
 /// The stream is over: its demand goes, and its matches return.
 pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId) {
-    let leaks = world.mutant == Some(crate::mutant::Mutant::MatchesLeak);
+    let leaks = world.mutant == Some(Mutant::MatchesLeak);
     let Some(host) = world.host(pid) else { return };
     let Some(opened) = host.streams.remove(&stream) else { return };
     for queue in opened.into_keys() {

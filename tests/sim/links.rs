@@ -97,15 +97,13 @@ fn leave(world: &mut World, pid: Pid, stream: StreamId) {
     let Some(replica) = world.replica(pid) else { return };
     let Some(outbox) = replica.links.outboxes.get_mut(&stream) else { return };
     let Outbox { answers, offers, demands, .. } = std::mem::take(outbox);
-    let epochs = &replica.links.by_queue;
+    let by_queue = &replica.links.by_queue;
     let demands: Vec<Demand> = demands
         .into_iter()
-        .filter_map(|(queue, receiver)| {
-            let (link, epoch) = *epochs.get(&queue)?;
-            (link == stream).then_some((epoch, queue, receiver))
-        })
-        .map(|(epoch, queue, receiver)| match replica.stays.get_mut(&receiver) {
-            Some(stay) => stay.demand(&queue, stream, epoch),
+        // The queue may have gone over to another link meanwhile.
+        .filter(|(queue, _)| by_queue.get(queue).is_some_and(|(link, _)| *link == stream))
+        .map(|(queue, receiver)| match replica.stays.get_mut(&receiver) {
+            Some(stay) => stay.demand(&queue, stream),
             // It has left: the owner forgets its numbers.
             None => Demand { queue, receiver, seq: u64::MAX, credits: 0, acked: 0, closed: true },
         })

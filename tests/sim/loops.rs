@@ -8,7 +8,7 @@ use millrace_store::{Dispatch, HeldRow, MemberKind, MemberRow};
 
 use crate::{
     ends, links,
-    message::{Ended, Report},
+    message::Report,
     mutant::Mutant,
     replica,
     world::{Pid, World},
@@ -87,7 +87,7 @@ pub(crate) fn reap(world: &mut World, pid: Pid) {
             for session in dead {
                 let here = world.replica(pid).and_then(|replica| replica.by_id(session));
                 if let Some(receiver) = here {
-                    replica::end(world, pid, receiver, Ended::Gone);
+                    replica::end(world, pid, receiver, replica::moved(world));
                 }
             }
             if world.mutant != Some(Mutant::OrphansAreLeft) {

@@ -129,8 +129,10 @@ pub(crate) struct Match {
 pub(crate) enum Ended {
     /// In order, or broken: nothing was said.
     Silent,
-    /// SESSION_GONE.
+    /// SESSION_GONE: only a resume says so.
     Gone,
+    /// SESSION_MOVED: it goes on under a later generation, or is over.
+    Moved,
     /// UNAVAILABLE.
     Unavailable,
     /// NO_SUCH_QUEUE.

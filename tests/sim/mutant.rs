@@ -10,7 +10,7 @@ pub(crate) enum Mutant {
     /// R2: a claim is taken whatever the session's generation.
     GenerationIsNotChecked,
     /// R2: a report ends whichever attempt the task is in.
-    StaleCompletionCounts,
+    StaleReportsCount,
     /// A pause stops the matcher only.
     PauseIsNotInTheGate,
     /// R7: served time counts what passed while nobody ticked.
@@ -21,8 +21,8 @@ pub(crate) enum Mutant {
     MatchesLeak,
     /// R6: the numbers of one exchange stream are used on the next.
     DemandNumbersOutliveTheLink,
-    /// R6: the numbers of one epoch's matches are used in the next.
-    DemandNumbersOutliveTheEpoch,
+    /// R6: a queue that was lost and regained goes on with the numbers of its stream.
+    RegainedOnTheSameStream,
     /// A queue that one link has lost is not looked for on the others.
     QueuesGoWithTheirLink,
     /// R3: feeds do not go back for rows that appear late.
@@ -37,16 +37,14 @@ pub(crate) enum Mutant {
     AcknowledgedBeforeTheCommit,
     /// R1: nobody compares which attempts are held.
     ListsAreNotCompared,
-    /// R1: an assignment is sent once.
+    /// R1: an assignment is sent once, whatever the lists say.
     NothingIsSentAgain,
-    /// R1: an overdue attempt is sent again although it has been reported while the database was asked.
-    ResentAfterTheEnd,
     /// R2: what sessions that are over hold stays with them.
     OrphansAreLeft,
     /// R16: an exclusive attempt runs on when its lease cannot be renewed.
     ExclusiveRunsOn,
-    /// An orchestrator that hears on an open stream that its session is gone believes it at once.
-    GoneOnAStreamIsBelieved,
+    /// R2: a replica that finds a later generation says that the session is gone.
+    MovedIsCalledGone,
     /// An orchestrator takes an assignment that it knows for a new one.
     RepeatsAreRun,
 }
@@ -57,12 +55,10 @@ impl Mutant {
         match self {
             Mutant::EpochIsNotChecked
             | Mutant::DemandNumbersOutliveTheLink
-            | Mutant::DemandNumbersOutliveTheEpoch
+            | Mutant::RegainedOnTheSameStream
             | Mutant::QueuesGoWithTheirLink => Weather::Owners,
-            Mutant::ListsAreNotCompared
-            | Mutant::NothingIsSentAgain
-            | Mutant::ResentAfterTheEnd
-            | Mutant::RepeatsAreRun => Weather::Slow,
+            Mutant::ListsAreNotCompared | Mutant::NothingIsSentAgain => Weather::Outages,
+            Mutant::RepeatsAreRun | Mutant::MovedIsCalledGone => Weather::Slow,
             Mutant::FeedsDoNotOverlap => Weather::LateCommits,
             Mutant::ExclusiveRunsOn => Weather::Exclusive,
             _ => Weather::Chaos,
@@ -71,16 +67,16 @@ impl Mutant {
 }
 
 /// Every one.
-pub(crate) const MUTANTS: [Mutant; 22] = [
+pub(crate) const MUTANTS: [Mutant; 21] = [
     Mutant::EpochIsNotChecked,
     Mutant::GenerationIsNotChecked,
-    Mutant::StaleCompletionCounts,
+    Mutant::StaleReportsCount,
     Mutant::PauseIsNotInTheGate,
     Mutant::DowntimeAgesLeases,
     Mutant::CreditsAdd,
     Mutant::MatchesLeak,
     Mutant::DemandNumbersOutliveTheLink,
-    Mutant::DemandNumbersOutliveTheEpoch,
+    Mutant::RegainedOnTheSameStream,
     Mutant::QueuesGoWithTheirLink,
     Mutant::FeedsDoNotOverlap,
     Mutant::NothingIsSwept,
@@ -89,9 +85,8 @@ pub(crate) const MUTANTS: [Mutant; 22] = [
     Mutant::AcknowledgedBeforeTheCommit,
     Mutant::ListsAreNotCompared,
     Mutant::NothingIsSentAgain,
-    Mutant::ResentAfterTheEnd,
     Mutant::OrphansAreLeft,
     Mutant::ExclusiveRunsOn,
-    Mutant::GoneOnAStreamIsBelieved,
+    Mutant::MovedIsCalledGone,
     Mutant::RepeatsAreRun,
 ];

@@ -39,7 +39,7 @@ enum Granted {
 
 /// Plans what will be asked.
 pub(crate) fn start(world: &mut World) {
-    if !matches!(world.config.weather, Weather::Chaos | Weather::Exclusive | Weather::Owners) {
+    if matches!(world.config.weather, Weather::Calm | Weather::LateCommits) {
         return;
     }
     for _ in 0..world.config.tasks / 3 {

@@ -79,7 +79,9 @@ pub(crate) struct Orchestrator {
 
 /// Starts an orchestrator in a place.
 pub(crate) fn start(world: &mut World, index: usize) {
-    let lease = Duration::from_millis(world.rng.random_range(5_000..=world.config.longest_lease * 1_000));
+    let lease = Duration::from_millis(
+        world.rng.random_range(world.config.shortest_lease * 1_000..=world.config.longest_lease * 1_000),
+    );
     let next_place = world.pick(world.config.replicas);
     let slots = world.config.slots[index - world.config.orchestrator_places().start];
     let orchestrator = Orchestrator {
@@ -323,7 +325,7 @@ fn retry(world: &mut World, pid: Pid) {
 
 /// The stream is over.
 pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId, how: Ended) {
-    let (now, mutant) = (world.now, world.mutant);
+    let now = world.now;
     let Some(this) = world.orchestrator(pid) else { return };
     let up = match this.link {
         Link::Up(current) if current == stream => true,
@@ -331,12 +333,6 @@ pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId, how: Ended) 
         _ => return,
     };
     match how {
-        // Only a Hello that is refused says so for sure: on a stream that was open it may be no more than that another Hello
-        // of ours, long under way, has resumed the session elsewhere.
-        Ended::Gone if up && mutant != Some(Mutant::GoneOnAStreamIsBelieved) => {
-            this.leave_at = None;
-            retry(world, pid);
-        }
         Ended::Gone => {
             // The session has expired, or was closed: nothing that was held is ours, and a new one begins (R2).
             this.leave_at = None;
@@ -355,7 +351,7 @@ pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId, how: Ended) 
             }
             retry(world, pid);
         }
-        Ended::Silent | Ended::Unavailable => match this.leave_at.take() {
+        Ended::Silent | Ended::Moved | Ended::Unavailable => match this.leave_at.take() {
             Some(at) if up => {
                 this.link = Link::Waiting(at.max(now));
                 step(world, pid);

@@ -187,7 +187,7 @@ pub(crate) enum Answer {
 /// A replica answers a client; the answer may get lost.
 pub(crate) fn answer(world: &mut World, number: u32, answer: Answer) {
     let delay = world.latency();
-    let lost = !world.settling && world.config.weather == Weather::Chaos && world.chance(0.02);
+    let lost = !world.settling && world.config.weather != Weather::Calm && world.chance(0.02);
     if lost {
         return;
     }

@@ -22,7 +22,7 @@ use crate::{
     host::Host,
     links::{self, Links},
     loops,
-    message::{Ended, Hello, Message},
+    message::{Ended, Hello, Message, Report},
     mutant::Mutant,
     net::{CALLEE, StreamId},
     people::{self, Answer},
@@ -82,6 +82,7 @@ pub(crate) struct Replica {
     pub claims: Gate<ClaimItem>,
     pub ends: Gate<EndItem>,
     beats: Gate<(u64, u64)>,
+    goodbyes: Vec<(Vec<LeaseRef>, Goodbye)>,
     pub draining: bool,
     pub host: Host,
 }
@@ -104,6 +105,7 @@ pub(crate) fn start(world: &mut World, index: usize) {
         claims: Gate::default(),
         ends: Gate::default(),
         beats: Gate::default(),
+        goodbyes: Vec::new(),
         draining: false,
         host,
     };
@@ -194,6 +196,14 @@ pub(crate) fn end(world: &mut World, pid: Pid, receiver: u64, how: Ended) {
     }
 }
 
+/// The stay's generation is not the session's any more: a resume tells whether it is over.
+pub(crate) fn moved(world: &World) -> Ended {
+    match world.mutant {
+        Some(Mutant::MovedIsCalledGone) => Ended::Gone,
+        _ => Ended::Moved,
+    }
+}
+
 /// Sends what has gathered, a moment later, so that more may gather.
 pub(crate) fn flush(world: &mut World, pid: Pid, receiver: u64) {
     let Some(stay) = world.replica(pid).and_then(|replica| replica.stays.get_mut(&receiver)) else { return };
@@ -268,9 +278,13 @@ fn welcome(world: &mut World, pid: Pid, stream: StreamId, hello: Hello, row: Ses
     }
     let (now, mutant) = (world.now, world.mutant);
     let Some(replica) = world.replica(pid) else { return };
+    let id = row.session.id;
+    let present = replica.by_id.get(&id).and_then(|receiver| replica.stays.get(receiver));
+    if present.is_some_and(|present| present.generation > row.generation) {
+        return world.end(stream, CALLEE, Ended::Moved);
+    }
     replica.next_receiver += 1;
     let receiver = replica.next_receiver;
-    let id = row.session.id;
     let mut stay = Stay::new(receiver, id, row.generation, row.session.queues.clone(), stream);
     stay.mutant = mutant;
     let known: BTreeSet<LeaseRef> = held.iter().map(|dispatch| dispatch.lease).collect();
@@ -298,11 +312,14 @@ fn compare(world: &mut World, pid: Pid, receiver: u64, theirs: Vec<LeaseRef>) {
         "compare",
         move |db| db.store().held_by(id),
         move |world, database| {
-            let (Ok(database), now) = (database, world.now) else { return };
+            let (now, mutant) = (world.now, world.mutant);
             let Some(stay) = world.replica(pid).and_then(|replica| replica.stays.get_mut(&receiver)) else { return };
+            let Ok(database) = database else { return stay.may_ask_again() };
             let missing = stay.reconcile(&database, &theirs, read_at, now, ACCEPT_PATIENCE);
-            let again: Vec<Dispatch> =
-                database.into_iter().filter(|dispatch| missing.contains(&dispatch.lease)).collect();
+            let again: Vec<Dispatch> = match mutant {
+                Some(Mutant::NothingIsSentAgain) => Vec::new(),
+                _ => database.into_iter().filter(|dispatch| missing.contains(&dispatch.lease)).collect(),
+            };
             stay.send_again(&again, now);
             world.db.oracle.facts.resent += again.len() as u64;
             flush(world, pid, receiver);
@@ -310,23 +327,62 @@ fn compare(world: &mut World, pid: Pid, receiver: u64, theirs: Vec<LeaseRef>) {
     );
 }
 
-/// What it still holds is handed back, then the session is closed.
+/// What it still holds is handed back, through the same gate as its completions, then the session is closed.
 fn goodbye(world: &mut World, pid: Pid, receiver: u64) {
-    let Some(stay) = world.replica(pid).and_then(|replica| replica.stays.get(&receiver)) else { return };
-    let (id, generation) = (stay.id, stay.generation);
+    let Some(replica) = world.replica(pid) else { return };
+    let Some(stay) = replica.stays.get(&receiver) else { return };
+    let (id, generation, leases) = (stay.id, stay.generation, stay.leases());
+    let then = Goodbye { receiver, id, generation };
+    if leases.is_empty() {
+        return close(world, pid, then);
+    }
+    replica.goodbyes.push((leases.clone(), then));
     let kind = millrace_core::retry::OutcomeKind::HandedBack;
-    let held: Vec<_> = stay.leases().into_iter().map(|lease| (lease, kind)).collect();
-    ends::record(world, pid, held, move |world, _| {
-        world.call(
-            pid,
-            "goodbye",
-            move |db| db.close_session(id, Some(generation)),
-            move |world, _| {
-                leave(world, pid, receiver);
-                loops::reap(world, pid);
-            },
-        );
+    replica.ends.waiting.extend(leases.into_iter().map(|lease| EndItem { receiver, lease, kind }));
+    ends::run(world, pid);
+}
+
+/// A session whose orchestrator leaves.
+#[derive(Clone, Copy)]
+pub(crate) struct Goodbye {
+    receiver: u64,
+    id: SessionId,
+    generation: i64,
+}
+
+/// An end has been written, or could not be: sessions that wait for their last are closed.
+pub(crate) fn handed_back(world: &mut World, pid: Pid, lease: LeaseRef, report: Report) {
+    let Some(replica) = world.replica(pid) else { return };
+    let mut over = Vec::new();
+    replica.goodbyes.retain_mut(|(leases, goodbye)| {
+        let before = leases.len();
+        leases.retain(|held| *held != lease);
+        let is_one = leases.len() < before;
+        if is_one && (leases.is_empty() || report == Report::Unavailable) {
+            over.push((*goodbye, report));
+            return false;
+        }
+        true
     });
+    for (goodbye, report) in over {
+        match report {
+            // The session stays open, and its lease ends by itself.
+            Report::Unavailable => end(world, pid, goodbye.receiver, Ended::Unavailable),
+            Report::Recorded | Report::Stale => close(world, pid, goodbye),
+        }
+    }
+}
+
+fn close(world: &mut World, pid: Pid, Goodbye { receiver, id, generation }: Goodbye) {
+    world.call(
+        pid,
+        "goodbye",
+        move |db| db.close_session(id, Some(generation)),
+        move |world, _| {
+            leave(world, pid, receiver);
+            loops::reap(world, pid);
+        },
+    );
 }
 
 /// Tells the orchestrator at once when its stream is here.
@@ -378,7 +434,7 @@ fn settle_beats(
     batch: Vec<Heartbeat>,
     results: Result<Vec<HeartbeatResult>, StoreError>,
 ) {
-    let away = world.span(Duration::ZERO, Duration::from_secs(1));
+    let (away, moved) = (world.span(Duration::ZERO, Duration::from_secs(1)), moved(world));
     let results = results.ok();
     for (index, ((receiver, seq), beat)) in items.into_iter().zip(batch).enumerate() {
         let Some(replica) = world.replica(pid) else { return };
@@ -389,7 +445,7 @@ fn settle_beats(
                 stay.renewed(seq);
                 stay.cancel(result.cancelling.iter().copied());
             }
-            Some(_) => stay.end(Ended::Gone),
+            Some(_) => stay.end(moved),
             None => {
                 stay.give_back_accepted(beat.accepted.into_iter().map(|(lease, _)| lease).collect());
                 if other.is_some() {

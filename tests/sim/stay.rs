@@ -21,6 +21,12 @@ use crate::{
     people,
 };
 
+/// Heartbeats in a row that may differ while attempts come and go.
+const DIFFERING: u32 = 6;
+
+/// How much later than its answer was lost a write may still be committed.
+const LATE_COMMIT: Duration = Duration::from_secs(10);
+
 /// One stream of a session.
 pub(crate) struct Stay {
     pub receiver: u64,
@@ -35,20 +41,20 @@ pub(crate) struct Stay {
     accepted: Vec<LeaseRef>,
     /// Overdue attempts for which the database is being asked, and of which nothing has been heard since.
     resending: BTreeSet<LeaseRef>,
-    demands: BTreeMap<(String, StreamId), Numbers>,
+    /// The last match seen of each queue on each link.
+    acked: BTreeMap<(String, StreamId), u64>,
     demand_seq: u64,
     outbox: Outbox,
     pub ended: Option<Ended>,
     asked_for_held: bool,
+    /// Since when a write may have been committed unseen.
+    unsure_since: Option<Duration>,
+    /// Raised by each attempt that comes or goes.
+    changes: u64,
+    /// What `changes` was when a digest last differed, and how many heartbeats in a row have differed.
+    differed: Option<(u64, u32)>,
     /// What is in the outbox leaves soon.
     pub leaving: bool,
-}
-
-/// What has come of a queue's matches on one link. Their numbers begin anew with each epoch, because its matcher does.
-#[derive(Default, Clone, Copy)]
-struct Numbers {
-    epoch: i64,
-    acked: u64,
 }
 
 #[derive(Default)]
@@ -76,11 +82,14 @@ impl Stay {
             held: Held::default(),
             accepted: Vec::new(),
             resending: BTreeSet::new(),
-            demands: BTreeMap::new(),
+            acked: BTreeMap::new(),
             demand_seq: 0,
             outbox: Outbox::default(),
             ended: None,
             asked_for_held: false,
+            unsure_since: None,
+            changes: 0,
+            differed: None,
             leaving: false,
         }
     }
@@ -92,30 +101,27 @@ impl Stay {
         }
     }
 
-    pub(crate) fn demand(&mut self, queue: &str, link: StreamId, epoch: i64) -> Demand {
+    pub(crate) fn demand(&mut self, queue: &str, link: StreamId) -> Demand {
         let credits = match self.ended {
             Some(_) => 0,
             None => self.credits.available().saturating_sub(self.reserved),
         };
         // A demand's number only rises, whichever link it goes over: an older one changes nothing anywhere.
         self.demand_seq += 1;
-        let one_for_all_links = self.mutant == Some(Mutant::DemandNumbersOutliveTheLink);
-        let key = (queue.to_owned(), if one_for_all_links { StreamId(0) } else { link });
-        let numbers = self.demands.entry(key).or_default();
-        if numbers.epoch != epoch && self.mutant != Some(Mutant::DemandNumbersOutliveTheEpoch) {
-            numbers.acked = 0;
-        }
-        numbers.epoch = epoch;
-        let (receiver, queue) = (self.receiver, queue.to_owned());
-        Demand { queue, receiver, seq: self.demand_seq, credits, acked: numbers.acked, closed: false }
+        let acked = *self.acked.entry(self.key(queue, link)).or_default();
+        Demand { queue: queue.to_owned(), receiver: self.receiver, seq: self.demand_seq, credits, acked, closed: false }
     }
 
-    pub(crate) fn reserve(&mut self, queue: &str, link: StreamId, epoch: i64, seq: u64) -> bool {
+    fn key(&self, queue: &str, link: StreamId) -> (String, StreamId) {
         let one_for_all_links = self.mutant == Some(Mutant::DemandNumbersOutliveTheLink);
-        let key = (queue.to_owned(), if one_for_all_links { StreamId(0) } else { link });
-        match self.demands.get_mut(&key) {
-            Some(numbers) if numbers.epoch == epoch => numbers.acked = numbers.acked.max(seq),
-            _ => return false,
+        (queue.to_owned(), if one_for_all_links { StreamId(0) } else { link })
+    }
+
+    pub(crate) fn reserve(&mut self, queue: &str, link: StreamId, seq: u64) -> bool {
+        let key = self.key(queue, link);
+        match self.acked.get_mut(&key) {
+            Some(acked) => *acked = (*acked).max(seq),
+            None => return false,
         }
         let free = self.ended.is_none() && self.credits.available() > self.reserved;
         self.reserved += u32::from(free);
@@ -132,6 +138,7 @@ impl Stay {
             return;
         }
         self.held.assigned(dispatch.lease, now);
+        self.changes += 1;
         let seq = self.credits.take().unwrap_or_else(|| self.credits.take_uncounted());
         self.outbox.assignments.push(assignment(dispatch, seq, false));
     }
@@ -150,9 +157,7 @@ impl Stay {
     /// Sends overdue attempts again, as the database has them: only those of which nothing has been heard since they were found
     /// overdue. One that has ended meanwhile would be run once more.
     pub(crate) fn send_overdue(&mut self, mut dispatches: Vec<Dispatch>, now: Duration) -> usize {
-        if self.mutant != Some(Mutant::ResentAfterTheEnd) {
-            dispatches.retain(|dispatch| self.resending.contains(&dispatch.lease));
-        }
+        dispatches.retain(|dispatch| self.resending.contains(&dispatch.lease));
         for dispatch in &dispatches {
             self.resending.remove(&dispatch.lease);
         }
@@ -197,23 +202,34 @@ impl Stay {
         self.resending.remove(&lease);
         if report != Report::Unavailable {
             self.held.ended(lease);
+            self.changes += 1;
         }
         self.outbox.results.push((lease, report));
     }
 
     pub(crate) fn check_digest(&mut self, count: usize, digest: u64) {
         let same = self.held.len() == count && self.held.digest() == digest;
-        if !same && !self.asked_for_held && self.mutant != Some(Mutant::ListsAreNotCompared) {
+        let (changes, before) = (self.changes, self.differed);
+        self.differed = (!same).then(|| (changes, before.map_or(1, |(_, times)| times + 1)));
+        let lasting = before.is_some_and(|(then, times)| then == changes || times >= DIFFERING);
+        let asks = (self.unsure_since.is_some() || !same && lasting) && !self.asked_for_held;
+        if asks && self.mutant != Some(Mutant::ListsAreNotCompared) {
             self.asked_for_held = true;
             self.outbox.send_held = true;
         }
     }
 
-    pub(crate) fn ask_for_held(&mut self) {
+    pub(crate) fn ask_for_held(&mut self, now: Duration) {
         if self.mutant != Some(Mutant::ListsAreNotCompared) {
+            self.unsure_since = Some(now);
             self.asked_for_held = true;
             self.outbox.send_held = true;
         }
+    }
+
+    /// The database could not be asked: the next heartbeat that differs asks again.
+    pub(crate) fn may_ask_again(&mut self) {
+        self.asked_for_held = false;
     }
 
     pub(crate) fn reconcile(
@@ -225,6 +241,10 @@ impl Stay {
         patience: Duration,
     ) -> Vec<LeaseRef> {
         self.asked_for_held = false;
+        self.differed = None;
+        if self.unsure_since.is_some_and(|since| read_at >= since + LATE_COMMIT) {
+            self.unsure_since = None;
+        }
         let known: BTreeSet<LeaseRef> = database.iter().map(|dispatch| dispatch.lease).collect();
         self.held.keep_known(&known, read_at);
         for dispatch in database {

@@ -62,7 +62,7 @@ pub(crate) fn run(shared: &Arc<Shared>, ends: Vec<End>) {
         by_session.entry(end.session.receiver).or_insert_with(|| (end.session, Vec::new())).1.push((over, result));
     }
     for (session, results) in by_session.into_values() {
-        session.finish(results);
+        session.finish(results, shared.now());
     }
 }
 

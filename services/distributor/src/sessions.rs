@@ -1,7 +1,7 @@
 //! The orchestrators' sessions whose streams are on this replica.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -27,6 +27,9 @@ const DIFFERING: u32 = 6;
 
 /// How much later than its answer was lost a write may still be committed: a statement's own bound, and some.
 const LATE_COMMIT: Duration = Duration::from_secs(10);
+
+/// Ended attempts that are remembered.
+const ENDED_LATELY: usize = 10_000;
 
 /// Items of one message. With a spec of the largest size beyond it, a message stays below the bound of either side.
 const CHUNK_ITEMS: usize = 1_000;
@@ -79,6 +82,9 @@ struct State {
     /// Since when a write for this session may have been committed unseen; lists are compared until one comparison has read the
     /// database later than such a commit can come.
     unsure_since: Option<Duration>,
+    /// Attempts that have ended, newest last: a list read before may still name them. At most [`ENDED_LATELY`]; an older one has long
+    /// left every list that is still being compared.
+    ended_lately: VecDeque<(Duration, LeaseRef)>,
     /// Raised by each attempt that comes or goes.
     changes: u64,
     /// What `changes` was when a digest first differed, and how many heartbeats in a row have differed.
@@ -234,10 +240,14 @@ impl Session {
         state.outbox.assignments.push(convert::assignment(dispatch, seq, false));
     }
 
-    /// Sends tasks again that the orchestrator may know already (R1).
+    /// Sends attempts again that the orchestrator may know already (R1). One that has ended since the caller looked is left out:
+    /// sent again, it would run again.
     pub(crate) fn send_again(&self, dispatches: Vec<Dispatch>, now: Duration) {
         let mut state = lock(&self.state);
         for dispatch in dispatches {
+            if !state.held.holds(dispatch.lease) {
+                continue;
+            }
             if dispatch.state == millrace_core::task::State::Cancelling {
                 state.outbox.cancels.push(convert::lease_ref(dispatch.lease));
             }
@@ -294,12 +304,20 @@ impl Session {
     }
 
     /// Tells what became of completions, and forgets attempts that are over.
-    pub(crate) fn finish(&self, results: impl IntoIterator<Item = (Option<LeaseRef>, wire::CompletionResult)>) {
+    pub(crate) fn finish(
+        &self,
+        results: impl IntoIterator<Item = (Option<LeaseRef>, wire::CompletionResult)>,
+        now: Duration,
+    ) {
         let mut state = lock(&self.state);
         for (over, result) in results {
             if let Some(lease) = over {
                 state.held.ended(lease);
                 state.changes += 1;
+                state.ended_lately.push_back((now, lease));
+                if state.ended_lately.len() > ENDED_LATELY {
+                    state.ended_lately.pop_front();
+                }
             }
             state.outbox.results.push(result);
         }
@@ -355,8 +373,10 @@ impl Session {
         }
         let known: BTreeSet<LeaseRef> = database.iter().map(|dispatch| dispatch.lease).collect();
         state.held.keep_known(&known, read_at);
+        let ended: BTreeSet<LeaseRef> =
+            state.ended_lately.iter().rev().take_while(|(at, _)| *at >= read_at).map(|(_, lease)| *lease).collect();
         for dispatch in database {
-            if !state.held.holds(dispatch.lease) {
+            if !state.held.holds(dispatch.lease) && !ended.contains(&dispatch.lease) {
                 state.held.assigned(dispatch.lease, now);
             }
         }
@@ -515,6 +535,33 @@ mod tests {
         session.reconcile(&[], &[], Duration::from_secs(111), Duration::from_secs(111), Duration::from_secs(5));
         session.check_digest(0, 0);
         assert!(!asks());
+    }
+
+    #[test]
+    fn r1_an_attempt_that_ended_while_the_database_was_read_is_not_sent_again() {
+        let sessions = Sessions::default();
+        let id = SessionId(uuid::Uuid::from_u128(1));
+        let session = sessions.enter(id, 1, "one".into(), vec!["default".into()]).unwrap();
+        let dispatch = Dispatch {
+            lease: LeaseRef {
+                task: millrace_core::id::TaskId(uuid::Uuid::from_u128(7)),
+                attempt: 1,
+                token: millrace_core::lease::Token::new(1, 7),
+            },
+            queue: "default".into(),
+            spec: Vec::new(),
+            timeout_ms: None,
+            trace_context: String::new(),
+            dispatched_at_us: 0,
+            state: millrace_core::task::State::Dispatched,
+        };
+        let at = Duration::from_secs;
+        session.assign(dispatch.clone(), at(1));
+        session.finish([(Some(dispatch.lease), wire::CompletionResult::default())], at(10));
+        let missing = session.reconcile(std::slice::from_ref(&dispatch), &[], at(9), at(11), at(5));
+        assert!(missing.is_empty() && session.leases().is_empty());
+        session.send_again(vec![dispatch], at(12));
+        assert!(session.leases().is_empty());
     }
 
     #[test]

@@ -288,7 +288,7 @@ async fn complete(shared: &Arc<Shared>, session: &Arc<Session>, message: wire::C
             Err(fault) => {
                 tracing::warn!(session = %session.id, task = named.task_id, %fault, "a completion is not valid");
                 let result = wire::CompletionResult { lease: Some(named), status: Report::Invalid as i32 };
-                session.finish([(None, result)]);
+                session.finish([(None, result)], shared.now());
             }
         }
     }

@@ -187,6 +187,7 @@ impl Config {
                     FaultKind::DrainReplica,
                     FaultKind::CutStream,
                     FaultKind::CutStream,
+                    FaultKind::CutStream,
                 ];
                 config.chaos = Duration::from_secs(rng.random_range(30..=70));
                 config.fault_count = rng.random_range(10..=30);

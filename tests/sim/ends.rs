@@ -12,7 +12,7 @@ use millrace_store::{Completed, Completion, HeldRow, Outcome, Requeue, Requeued,
 use rand::Rng;
 
 use crate::{
-    links,
+    goodbye, links,
     message::Report,
     people, replica,
     world::{Pid, World},
@@ -36,12 +36,13 @@ pub(crate) fn run(world: &mut World, pid: Pid) {
     let Some(items) = world.replica(pid).and_then(|replica| replica.ends.take()) else { return };
     let ended = items.iter().map(|item| (item.lease, item.kind)).collect();
     record(world, pid, ended, move |world, reports| {
+        let now = world.now;
         for (item, report) in items.into_iter().zip(reports) {
             if let Some(stay) = world.replica(pid).and_then(|replica| replica.stays.get_mut(&item.receiver)) {
-                stay.finish(item.lease, report);
+                stay.finish(item.lease, report, now);
                 replica::flush(world, pid, item.receiver);
             }
-            replica::handed_back(world, pid, item.lease, report);
+            goodbye::handed_back(world, pid, item.lease, report);
         }
         if let Some(replica) = world.replica(pid) {
             replica.ends.busy = false;

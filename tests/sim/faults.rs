@@ -5,9 +5,10 @@ use std::time::Duration;
 use rand::Rng;
 
 use crate::{
-    config::FaultKind,
+    config::{FaultKind, Weather},
     host,
     message::Ended,
+    net::Kind,
     orchestrator, replica,
     world::{Pid, Role, Target, World},
 };
@@ -70,7 +71,9 @@ fn strike(world: &mut World, kind: FaultKind) {
     world.note(|| format!("fault: {kind:?}"));
     match kind {
         FaultKind::CutStream => {
-            let open = world.net.open();
+            // In worlds about owners, mostly their streams.
+            let exchange = world.config.weather == Weather::Owners && world.chance(0.8);
+            let open = world.net.open(exchange.then_some(Kind::Exchange));
             if !open.is_empty() {
                 let stream = open[world.pick(open.len())];
                 world.cut(stream);

@@ -9,18 +9,16 @@ use std::{
 use millrace_core::{
     READER_RANGE,
     id::MemberId,
-    matcher::Connection,
     time::{Timestamp, micros},
 };
 use millrace_store::{MemberKind, MemberRow, OwnerRow, QueueRow};
 
 use crate::{
     database::EPOCH_US,
+    exchange,
     loops::MEMBER_TTL_MS,
     matching::{self, Matching},
-    message::{Ended, Message},
-    mutant::Mutant,
-    net::{CALLEE, StreamId},
+    net::StreamId,
     policy::{Policy, Seen, Stance},
     world::{Pid, Role, World},
 };
@@ -30,14 +28,14 @@ const LEASE_TTL_MS: i64 = 5_000;
 
 pub(crate) struct Host {
     pub member: MemberId,
-    kind: MemberKind,
+    pub kind: MemberKind,
     place: usize,
     policy: Policy,
     holding_back: bool,
-    leaving: bool,
+    pub leaving: bool,
     pub owned: BTreeMap<String, Matching>,
     /// Open streams, with the queues whose matcher knows each, by the matcher's number.
-    streams: BTreeMap<StreamId, BTreeMap<String, u64>>,
+    pub streams: BTreeMap<StreamId, BTreeMap<String, u64>>,
     number: u64,
     unreleased: BTreeSet<String>,
     /// Raised by each pause that comes through this process.
@@ -279,7 +277,7 @@ fn start_matcher(world: &mut World, pid: Pid, row: &QueueRow, epoch: i64) {
     host.number += 1;
     let matching = Matching::new(limits, epoch, host.number, row.pause.is_some());
     host.owned.insert(row.name.clone(), matching);
-    announce(world, pid);
+    exchange::announce(world, pid);
     matching::work(world, pid, &row.name);
 }
 
@@ -308,7 +306,7 @@ fn drop_matchers(world: &mut World, pid: Pid, queues: &[String]) {
     let before = host.owned.len();
     host.owned.retain(|queue, _| !queues.contains(queue));
     if host.owned.len() != before {
-        announce(world, pid);
+        exchange::announce(world, pid);
     }
 }
 
@@ -328,96 +326,4 @@ pub(crate) fn set_paused(world: &mut World, pid: Pid, queue: &str, paused: bool)
         owned.matcher.set_paused(paused);
     }
     round(world, pid);
-}
-
-// ── Streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/// A message from a distributor.
-pub(crate) fn received(world: &mut World, pid: Pid, stream: StreamId, message: Message) {
-    let Some(host) = world.host(pid) else { return };
-    let queue = match message {
-        Message::ExchangeHello => {
-            if host.leaving || (host.kind == MemberKind::Distributor && host.owned.is_empty()) {
-                return world.end(stream, CALLEE, Ended::Unavailable);
-            }
-            host.streams.insert(stream, BTreeMap::new());
-            return announce(world, pid);
-        }
-        Message::Offers { queue, offers } => {
-            if let Some(matching) = opened(host, stream, &queue) {
-                matching.offers(offers);
-            }
-            vec![queue]
-        }
-        Message::Demands(demands) => {
-            for demand in &demands {
-                if let Some(matching) = opened(host, stream, &demand.queue) {
-                    matching.demand(stream, demand);
-                }
-            }
-            demands.into_iter().map(|demand| demand.queue).collect()
-        }
-        Message::Answers { queue, answers } => {
-            let refused = opened(host, stream, &queue).is_some_and(|matching| matching.answers(stream, answers));
-            if refused {
-                round(world, pid);
-            }
-            vec![queue]
-        }
-        other => return world.violation(format!("an owner received {other:?}")),
-    };
-    for queue in queue {
-        matching::work(world, pid, &queue);
-    }
-}
-
-/// The matcher of a queue, if it is ours and knows the stream.
-fn opened<'a>(host: &'a mut Host, stream: StreamId, queue: &str) -> Option<&'a mut Matching> {
-    let number = host.streams.get(&stream)?.get(queue)?;
-    host.owned.get_mut(queue).filter(|matching| matching.number == *number)
-}
-
-/// Makes every stream known to the matchers that are ours, then tells its distributor which they are. Demand and matches
-/// are numbered by the stream, so a queue that was lost and is ours again needs a new stream.
-fn announce(world: &mut World, pid: Pid) {
-    let mutant = world.mutant;
-    let Some(host) = world.host(pid) else { return };
-    let ownership: Vec<(String, i64)> = host.owned.iter().map(|(queue, owned)| (queue.clone(), owned.epoch)).collect();
-    let (mut told, mut over) = (Vec::new(), Vec::new());
-    for (stream, opened) in &mut host.streams {
-        let mut regained = false;
-        for (queue, owned) in &mut host.owned {
-            let before = opened.insert(queue.clone(), owned.number);
-            regained |= before.is_some_and(|number| number != owned.number);
-            if before != Some(owned.number) {
-                owned.matcher.open(Connection(stream.0), READER_RANGE.1);
-            }
-        }
-        match regained && mutant != Some(Mutant::RegainedOnTheSameStream) {
-            true => over.push(*stream),
-            false => told.push(*stream),
-        }
-    }
-    for stream in told {
-        world.send(stream, CALLEE, Message::Ownership(ownership.clone()));
-    }
-    for stream in over {
-        closed(world, pid, stream);
-        world.end(stream, CALLEE, Ended::Unavailable);
-    }
-}
-
-/// The stream is over: its demand goes, and its matches return.
-pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId) {
-    let leaks = world.mutant == Some(Mutant::MatchesLeak);
-    let Some(host) = world.host(pid) else { return };
-    let Some(opened) = host.streams.remove(&stream) else { return };
-    for queue in opened.into_keys() {
-        if let Some(owned) = world.host(pid).and_then(|host| host.owned.get_mut(&queue))
-            && !leaks
-        {
-            owned.matcher.close(Connection(stream.0));
-        }
-        matching::work(world, pid, &queue);
-    }
 }

@@ -175,14 +175,19 @@ fn choose(world: &mut World, pid: Pid, changed: StreamId) {
 
 /// The stream is over.
 pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId) {
+    let hasty = world.mutant == Some(Mutant::LinksAreRetriedAtOnce);
     let Some(replica) = world.replica(pid) else { return };
     let links = &mut replica.links;
+    let reached = links.announced.contains_key(&stream);
     links.by_owner.retain(|_, held| *held != stream);
     links.linking.retain(|_, held| *held != stream);
     links.announced.remove(&stream);
     links.outboxes.remove(&stream);
     choose(world, pid, stream);
-    world.after(Duration::from_millis(5), Target::Process(pid), "look for owners", move |world| look(world, pid));
+    // An owner that could not be reached is looked for at the next round, or the database would be asked without a pause.
+    if reached || hasty {
+        world.after(Duration::from_millis(5), Target::Process(pid), "look for owners", move |world| look(world, pid));
+    }
 }
 
 // ── Who owns what ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -143,8 +143,8 @@ fn resend(world: &mut World, pid: Pid) {
                 let again: Vec<Dispatch> =
                     held.into_iter().filter(|dispatch| overdue.contains(&dispatch.lease)).collect();
                 let stay = world.replica(pid).and_then(|replica| replica.stays.get_mut(&receiver));
-                let sent = stay.map_or(0, |stay| stay.send_overdue(again, now));
-                world.db.oracle.facts.resent += sent as u64;
+                let sent = stay.map_or(0, |stay| stay.send_again(&again, now));
+                world.db.oracle.facts.resent += sent;
                 replica::flush(world, pid, receiver);
             },
         );

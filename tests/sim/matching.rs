@@ -188,6 +188,9 @@ fn feed(world: &mut World, pid: Pid, queue: String, number: u64, feed: Feed) {
         move |db| db.store().lane_page(&name, &key, after, None, limit),
         move |world, page| {
             let now = world.now;
+            if let Ok(page) = &page {
+                world.note(|| format!("{feed:?} brought {:?}, exhausted {}", page.rows, page.exhausted));
+            }
             with(world, pid, &queue, number, |matching| {
                 let offers = matching.feeding.remove(&feed.lane).unwrap_or_default();
                 match page {

@@ -25,6 +25,8 @@ pub(crate) enum Mutant {
     RegainedOnTheSameStream,
     /// A queue that one link has lost is not looked for on the others.
     QueuesGoWithTheirLink,
+    /// A link that could not be opened is tried again without a pause.
+    LinksAreRetriedAtOnce,
     /// R3: feeds do not go back for rows that appear late.
     FeedsDoNotOverlap,
     /// R3: nothing reads a lane again.
@@ -39,6 +41,8 @@ pub(crate) enum Mutant {
     ListsAreNotCompared,
     /// R1: an assignment is sent once, whatever the lists say.
     NothingIsSentAgain,
+    /// R1: an attempt is sent again that has ended while the database was asked.
+    ResentAfterTheEnd,
     /// R2: what sessions that are over hold stays with them.
     OrphansAreLeft,
     /// R16: an exclusive attempt runs on when its lease cannot be renewed.
@@ -56,9 +60,10 @@ impl Mutant {
             Mutant::EpochIsNotChecked
             | Mutant::DemandNumbersOutliveTheLink
             | Mutant::RegainedOnTheSameStream
+            | Mutant::LinksAreRetriedAtOnce
             | Mutant::QueuesGoWithTheirLink => Weather::Owners,
             Mutant::ListsAreNotCompared | Mutant::NothingIsSentAgain => Weather::Outages,
-            Mutant::RepeatsAreRun | Mutant::MovedIsCalledGone => Weather::Slow,
+            Mutant::ResentAfterTheEnd | Mutant::RepeatsAreRun | Mutant::MovedIsCalledGone => Weather::Slow,
             Mutant::FeedsDoNotOverlap => Weather::LateCommits,
             Mutant::ExclusiveRunsOn => Weather::Exclusive,
             _ => Weather::Chaos,
@@ -67,7 +72,7 @@ impl Mutant {
 }
 
 /// Every one.
-pub(crate) const MUTANTS: [Mutant; 21] = [
+pub(crate) const MUTANTS: [Mutant; 23] = [
     Mutant::EpochIsNotChecked,
     Mutant::GenerationIsNotChecked,
     Mutant::StaleReportsCount,
@@ -78,6 +83,7 @@ pub(crate) const MUTANTS: [Mutant; 21] = [
     Mutant::DemandNumbersOutliveTheLink,
     Mutant::RegainedOnTheSameStream,
     Mutant::QueuesGoWithTheirLink,
+    Mutant::LinksAreRetriedAtOnce,
     Mutant::FeedsDoNotOverlap,
     Mutant::NothingIsSwept,
     Mutant::ClaimsAreRepeatedAnew,
@@ -85,6 +91,7 @@ pub(crate) const MUTANTS: [Mutant; 21] = [
     Mutant::AcknowledgedBeforeTheCommit,
     Mutant::ListsAreNotCompared,
     Mutant::NothingIsSentAgain,
+    Mutant::ResentAfterTheEnd,
     Mutant::OrphansAreLeft,
     Mutant::ExclusiveRunsOn,
     Mutant::MovedIsCalledGone,

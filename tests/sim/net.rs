@@ -1,11 +1,14 @@
 //! Streams between processes: in order, with random delays, and cut at random; each end notices a cut in its own time.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use crate::{
-    host, links,
+    connection, exchange, links,
     message::{Ended, Message},
-    orchestrator, replica,
+    replica,
     world::{Pid, Target, World},
 };
 
@@ -16,6 +19,9 @@ pub(crate) struct StreamId(pub u64);
 /// The ends: who called, and who was called.
 pub(crate) const CALLER: usize = 0;
 pub(crate) const CALLEE: usize = 1;
+
+/// Streams that a place may open within a second. More of them are tries without a pause.
+const STREAMS_A_SECOND: usize = 24;
 
 /// What a stream is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +46,8 @@ struct Stream {
 #[derive(Default)]
 pub(crate) struct Net {
     streams: Vec<Stream>,
+    /// When each place has opened streams lately.
+    opened: BTreeMap<usize, VecDeque<Duration>>,
     pub blocked: Vec<(usize, usize)>,
 }
 
@@ -48,9 +56,10 @@ impl Net {
         self.blocked.contains(&(one, other)) || self.blocked.contains(&(other, one))
     }
 
-    /// Streams that are neither cut nor over.
-    pub(crate) fn open(&self) -> Vec<StreamId> {
-        let open = |stream: &Stream| !stream.cut && stream.closed == [false; 2];
+    /// Streams that are neither cut nor over; of one kind, or of any.
+    pub(crate) fn open(&self, kind: Option<Kind>) -> Vec<StreamId> {
+        let wanted = |stream: &Stream| kind.is_none_or(|kind| stream.kind == kind);
+        let open = |stream: &Stream| !stream.cut && stream.closed == [false; 2] && wanted(stream);
         (0..self.streams.len())
             .filter(|&index| open(&self.streams[index]))
             .map(|index| StreamId(index as u64))
@@ -62,6 +71,12 @@ impl World {
     /// Opens a stream with its first message. One that cannot be opened ends for the caller after a while.
     pub(crate) fn connect(&mut self, kind: Kind, from: Pid, to: usize, first: Message) -> StreamId {
         let id = StreamId(self.net.streams.len() as u64);
+        let lately = self.net.opened.entry(from.index).or_default();
+        lately.push_back(self.now);
+        lately.retain(|at| *at + Duration::from_secs(1) >= self.now);
+        if lately.len() > STREAMS_A_SECOND {
+            self.violation(format!("{from:?} tries without a pause to reach place {to}"));
+        }
         let there = self.pid(to);
         let ends = [from, there.unwrap_or(Pid { index: to, life: u64::MAX })];
         let stream = Stream { kind, ends, cut: false, closed: [false; 2], arrives: [Duration::ZERO; 2] };
@@ -115,7 +130,7 @@ impl World {
 
     /// Cuts every stream of a place: its process is gone, or cannot be reached.
     pub(crate) fn cut_all(&mut self, concerns: impl Fn(usize, usize) -> bool) {
-        for id in self.net.open() {
+        for id in self.net.open(None) {
             let [one, other] = self.net.streams[id.0 as usize].ends;
             if concerns(one.index, other.index) {
                 self.cut(id);
@@ -138,10 +153,10 @@ fn deliver(world: &mut World, id: StreamId, to: usize, message: Message) {
     world.note(|| format!("{pid:?} receives on {}: {message:?}", id.0));
     match (kind, to, message) {
         (_, _, Message::End(how)) => close(world, id, to, how),
-        (Kind::Session, CALLER, message) => orchestrator::received(world, pid, id, message),
+        (Kind::Session, CALLER, message) => connection::received(world, pid, id, message),
         (Kind::Session, _, message) => replica::received(world, pid, id, message),
         (Kind::Exchange, CALLER, message) => links::received(world, pid, id, message),
-        (Kind::Exchange, _, message) => host::received(world, pid, id, message),
+        (Kind::Exchange, _, message) => exchange::received(world, pid, id, message),
     }
 }
 
@@ -153,9 +168,9 @@ fn close(world: &mut World, id: StreamId, end: usize, how: Ended) {
     let (kind, pid) = (stream.kind, stream.ends[end]);
     world.note(|| format!("{pid:?} sees stream {} end: {how:?}", id.0));
     match (kind, end) {
-        (Kind::Session, CALLER) => orchestrator::closed(world, pid, id, how),
+        (Kind::Session, CALLER) => connection::closed(world, pid, id, how),
         (Kind::Session, _) => replica::closed(world, pid, id),
         (Kind::Exchange, CALLER) => links::closed(world, pid, id),
-        (Kind::Exchange, _) => host::closed(world, pid, id),
+        (Kind::Exchange, _) => exchange::closed(world, pid, id),
     }
 }

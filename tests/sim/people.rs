@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{
     config::{Config, Weather},
     database::EPOCH_US,
-    operator, replica,
+    operator, submissions,
     world::{Pid, Target, World},
 };
 
@@ -165,7 +165,7 @@ fn submit(world: &mut World, number: u32) {
     let tries = world.people.tries[number as usize];
     if let Some(pid) = some_replica(world) {
         let delay = world.latency();
-        world.after(delay, Target::Process(pid), "submission", move |world| replica::submit(world, pid, number));
+        world.after(delay, Target::Process(pid), "submission", move |world| submissions::submit(world, pid, number));
     }
     world.after(ANSWER, Target::World, "no answer", move |world| {
         if world.people.tries[number as usize] == tries {

@@ -2,7 +2,7 @@
 //! and what is on its way to the orchestrator. No stream, no clock: what is to be sent waits in the outbox.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -39,8 +39,8 @@ pub(crate) struct Stay {
     reserved: u32,
     held: Held,
     accepted: Vec<LeaseRef>,
-    /// Overdue attempts for which the database is being asked, and of which nothing has been heard since.
-    resending: BTreeSet<LeaseRef>,
+    /// Attempts that have ended, newest last: a list read before may still name them.
+    ended_lately: VecDeque<(Duration, LeaseRef)>,
     /// The last match seen of each queue on each link.
     acked: BTreeMap<(String, StreamId), u64>,
     demand_seq: u64,
@@ -81,7 +81,7 @@ impl Stay {
             reserved: 0,
             held: Held::default(),
             accepted: Vec::new(),
-            resending: BTreeSet::new(),
+            ended_lately: VecDeque::new(),
             acked: BTreeMap::new(),
             demand_seq: 0,
             outbox: Outbox::default(),
@@ -143,26 +143,22 @@ impl Stay {
         self.outbox.assignments.push(assignment(dispatch, seq, false));
     }
 
-    pub(crate) fn send_again(&mut self, dispatches: &[Dispatch], now: Duration) {
+    /// Sends attempts again. One that has ended since the caller looked is left out: it would run again.
+    pub(crate) fn send_again(&mut self, dispatches: &[Dispatch], now: Duration) -> u64 {
+        let mut sent = 0;
         for dispatch in dispatches {
+            if !self.held.holds(dispatch.lease) && self.mutant != Some(Mutant::ResentAfterTheEnd) {
+                continue;
+            }
             if dispatch.state == State::Cancelling {
                 self.outbox.cancels.push(dispatch.lease);
             }
             self.held.assigned(dispatch.lease, now);
             let seq = self.credits.take_uncounted();
             self.outbox.assignments.push(assignment(dispatch, seq, true));
+            sent += 1;
         }
-    }
-
-    /// Sends overdue attempts again, as the database has them: only those of which nothing has been heard since they were found
-    /// overdue. One that has ended meanwhile would be run once more.
-    pub(crate) fn send_overdue(&mut self, mut dispatches: Vec<Dispatch>, now: Duration) -> usize {
-        dispatches.retain(|dispatch| self.resending.contains(&dispatch.lease));
-        for dispatch in &dispatches {
-            self.resending.remove(&dispatch.lease);
-        }
-        self.send_again(&dispatches, now);
-        dispatches.len()
+        sent
     }
 
     pub(crate) fn restore(&mut self, held: &[Dispatch], named: &BTreeSet<LeaseRef>, now: Duration) {
@@ -178,9 +174,6 @@ impl Stay {
     }
 
     pub(crate) fn accept(&mut self, leases: Vec<LeaseRef>) {
-        for lease in &leases {
-            self.resending.remove(lease);
-        }
         let news: Vec<LeaseRef> = leases.into_iter().filter(|lease| self.held.accepted(*lease)).collect();
         self.accepted.extend(news);
     }
@@ -198,11 +191,11 @@ impl Stay {
         self.accepted.extend(leases);
     }
 
-    pub(crate) fn finish(&mut self, lease: LeaseRef, report: Report) {
-        self.resending.remove(&lease);
+    pub(crate) fn finish(&mut self, lease: LeaseRef, report: Report, now: Duration) {
         if report != Report::Unavailable {
             self.held.ended(lease);
             self.changes += 1;
+            self.ended_lately.push_back((now, lease));
         }
         self.outbox.results.push((lease, report));
     }
@@ -247,8 +240,10 @@ impl Stay {
         }
         let known: BTreeSet<LeaseRef> = database.iter().map(|dispatch| dispatch.lease).collect();
         self.held.keep_known(&known, read_at);
+        let lately = self.ended_lately.iter().rev().take_while(|(at, _)| *at >= read_at);
+        let ended: BTreeSet<LeaseRef> = lately.map(|(_, lease)| *lease).collect();
         for dispatch in database {
-            if !self.held.holds(dispatch.lease) {
+            if !self.held.holds(dispatch.lease) && !ended.contains(&dispatch.lease) {
                 self.held.assigned(dispatch.lease, now);
             }
         }
@@ -258,9 +253,7 @@ impl Stay {
     }
 
     pub(crate) fn overdue(&mut self, now: Duration, patience: Duration) -> Vec<LeaseRef> {
-        let overdue = self.held.overdue(now, patience);
-        self.resending.extend(&overdue);
-        overdue
+        self.held.overdue(now, patience)
     }
 
     pub(crate) fn cancel(&mut self, leases: impl IntoIterator<Item = LeaseRef>) {

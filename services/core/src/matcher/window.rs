@@ -104,6 +104,11 @@ struct LaneState {
     feeding: bool,
     /// An offer was dropped while a read was under way, which may not have seen it.
     missed: bool,
+    /// Where the last read ended, when that was before the horizon: rows between the two are still to be looked at.
+    unread: Option<Position>,
+    /// When what lies before the horizon was last read from its beginning, and when the present reading of it began.
+    read_at: Timestamp,
+    reading_since: Timestamp,
     /// Where the sweep goes on, and when the next one starts.
     sweep_after: Position,
     sweep_at: Duration,
@@ -117,6 +122,9 @@ impl LaneState {
             horizon: Horizon::At(START),
             feeding: false,
             missed: false,
+            unread: None,
+            read_at: Timestamp::MIN,
+            reading_since: Timestamp::MIN,
             sweep_after: START,
             sweep_at: Duration::ZERO,
             sweeping: false,
@@ -254,12 +262,15 @@ impl Window {
             if state.feeding || state.entries.len() > self.limits.lane / 2 {
                 continue;
             }
-            // Rows younger than the longest transaction may appear behind the horizon: go back that far. What waits there is
-            // in the window already, so this reads no more than the window holds.
-            let overlap_from = now.before(self.limits.overlap);
-            let after = match horizon.0 > overlap_from {
-                true => (overlap_from, TaskId(Uuid::nil())).min(horizon),
-                false => horizon,
+            // A transaction that had not committed when the lane was last read may since have put rows behind the horizon, as
+            // old as the longest transaction was then: go back that far. What waits there is in the window already, so
+            // this reads no more than the window holds.
+            let after = match state.unread {
+                Some(unread) => unread.min(horizon),
+                None => {
+                    state.reading_since = now;
+                    (state.read_at.before(self.limits.overlap), TaskId(Uuid::nil())).min(horizon)
+                }
             };
             let known = state.entries.range(after..).count();
             state.feeding = true;
@@ -280,6 +291,13 @@ impl Window {
         }
         let missed = std::mem::take(&mut state.missed);
         let last = rows.last().map(|row| (row.ready_at, row.id));
+        state.unread = match (exhausted, last, state.horizon) {
+            (false, Some(last), Horizon::At(horizon)) if last < horizon => Some(last),
+            _ => None,
+        };
+        if state.unread.is_none() {
+            state.read_at = state.reading_since;
+        }
         // The horizon may have moved to before the part that was read, for want of room: what lies between is not known.
         state.horizon = match (state.horizon, last) {
             (Horizon::At(horizon), _) if horizon < feed.after => Horizon::At(horizon),

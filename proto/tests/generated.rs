@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
 
-const CONTRACTS: [&str; 5] = [
+const CONTRACTS: [&str; 6] = [
     "millrace/common/v1/task.proto",
     "millrace/distributor/v1/distributor.proto",
     "millrace/distributor/v1/orchestrator.proto",
     "millrace/distributor/v1/peer.proto",
+    "millrace/distributor/v1/quarantine.proto",
     "millrace/queue/v1/queue.proto",
 ];
 

@@ -9,8 +9,10 @@ mod complete;
 mod concurrency;
 mod drain;
 mod lists;
+mod mending;
 mod ownership;
 mod people;
+mod quarantine;
 mod queues;
 mod random;
 mod retention;
@@ -19,6 +21,7 @@ mod served;
 mod sessions;
 mod sql;
 mod submit;
+mod tolerance;
 mod waiting;
 mod world;
 
@@ -36,8 +39,8 @@ macro_rules! behaviours {
             $(mod $subject {
                 $(#[test]
                 fn $behaviour() {
-                    let world = crate::World::$backend();
-                    crate::$subject::$behaviour(&world);
+                    let mut world = crate::World::$backend();
+                    crate::$subject::$behaviour(&mut world);
                     world.check_invariants();
                 })*
             })*
@@ -129,6 +132,7 @@ behaviours! {
         members_are_listed_while_their_lease_lasts
         r7_a_gap_ages_no_member_and_no_owner
         the_cluster_describes_itself
+        r14_the_write_format_is_raised_once_every_live_reader_reads_it
     }
     waiting {
         r3_lanes_are_listed_in_the_order_of_bytes
@@ -220,6 +224,52 @@ behaviours! {
         old_request_keys_are_dropped
         request_keys_are_looked_through_in_bounded_steps
         attempts_go_with_their_tasks
+    }
+    tolerance {
+        r10_a_bad_row_in_a_batch_of_claims_harms_no_neighbour
+        r10_a_lane_is_read_past_what_cannot_be_read
+        r10_bad_rows_at_the_head_of_a_lane_do_not_stop_the_good_ones
+        r10_waking_and_expiring_go_past_what_cannot_be_read
+        r10_what_dead_sessions_hold_is_found_past_what_cannot_be_read
+        r10_lists_go_past_what_cannot_be_read
+        r10_a_bad_row_is_an_error_of_its_own_read_alone
+        r10_what_readers_cannot_read_becomes_a_suspect_once
+        r10_an_unreadable_optional_column_is_ignored_and_counted
+        r10_an_optional_field_of_the_spec_is_ignored_and_counted
+        a_type_that_means_the_same_is_read
+        counts_moves_and_deletions_go_past_what_cannot_be_read
+        strays_are_what_no_feeder_meets
+        drift_reports_a_changed_type
+    }
+    quarantine {
+        r10_a_bad_row_alone_is_set_aside_with_every_column_and_byte
+        r10_a_claim_sets_aside_what_it_cannot_run
+        r9_what_is_too_new_is_left_alone_and_counted
+        r10_a_row_that_a_live_session_holds_stays_and_can_complete
+        r10_a_held_row_with_nothing_where_something_should_be_can_complete
+        r10_a_row_that_nobody_has_got_to_run_is_with_nobody
+        r10_a_transient_error_quarantines_nothing
+        r10_examining_again_changes_nothing
+        r10_inspecting_changes_nothing_and_pages_through_every_row
+        r9_a_build_that_has_refused_a_row_does_not_examine_it_again_and_another_does
+        r9_reexamining_goes_on_from_page_to_page
+        r9_a_row_remembers_a_bounded_number_of_builds
+        the_quarantine_is_filtered_and_paged
+        r11_a_quarantined_task_still_has_its_request_key
+        retention_spares_what_is_set_aside
+    }
+    mending {
+        released_rows_run_with_their_bytes_and_unknown_columns_intact
+        a_released_row_goes_on_where_it_was
+        r10_what_was_being_cancelled_ends_with_its_release
+        a_release_is_refused_while_the_row_cannot_be_read
+        a_row_whose_queue_is_gone_is_not_released
+        releasing_again_changes_nothing
+        a_repair_is_judged_before_it_releases
+        a_repaired_spec_runs
+        a_repair_of_what_is_no_column_is_refused
+        discarding_ends_the_task_and_keeps_the_row
+        discarding_again_changes_nothing
     }
     concurrency {
         two_claimers_for_the_same_tasks_never_both_win

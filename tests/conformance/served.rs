@@ -1,9 +1,9 @@
 //! The served clock and the leases that it ends (R7), members, and the cluster's row.
 
 use millrace_core::served::TickRule;
-use millrace_store::{MemberKind, MemberRow};
+use millrace_store::{Activated, MemberKind, MemberRow};
 
-use crate::world::{DEFAULT, RULE, SECOND_MS, Worker, World, hours, member, secs, sorted};
+use crate::world::{DEFAULT, RULE, SECOND_MS, Worker, World, audit, hours, member, secs, sorted};
 
 pub(crate) fn r7_a_lease_ends_when_served_time_has_passed_it(world: &World) {
     let (short, long) = (world.worker_for(hours(1)), world.worker_for(hours(3)));
@@ -162,4 +162,33 @@ pub(crate) fn the_cluster_describes_itself(world: &World) {
     assert!(cluster.incarnation >= 1, "{cluster:?}");
     assert_eq!(cluster.write_format, millrace_core::ROW_FORMAT);
     assert!(!world.schema_version().expect("reading the version").is_empty());
+}
+
+pub(crate) fn r14_the_write_format_is_raised_once_every_live_reader_reads_it(world: &World) {
+    let raise = |format: i16, rollback_reads: i16| {
+        world.activate(format, rollback_reads, &audit()).expect("raising the write format")
+    };
+    let format = || world.cluster().expect("reading the cluster's row").write_format;
+    let old = millrace_core::ROW_FORMAT;
+    let (mut behind, mut ahead) = (member_row(MemberKind::Queue, 7602), member_row(MemberKind::Distributor, 7601));
+    (behind.readers, ahead.readers) = ((1, old), (1, old + 1));
+    for row in [&behind, &ahead] {
+        world.renew_member(row, 3600 * SECOND_MS).expect("renewing");
+    }
+    assert_eq!(raise(old, old), Activated::Already(old));
+    match raise(old + 1, old + 1) {
+        Activated::Behind(rows) => assert_eq!(rows.iter().map(|row| row.id).collect::<Vec<_>>(), [behind.id]),
+        other => panic!("{other:?}"),
+    }
+    // Its lease ends, and so does its say.
+    world.serve(hours(1));
+    world.renew_member(&ahead, 36_000 * SECOND_MS).expect("renewing");
+    world.serve(hours(2));
+    assert_eq!(raise(old + 1, old), Activated::RollbackBehind(old));
+    assert_eq!(format(), old);
+    assert_eq!(world.audited("Test"), []);
+    assert_eq!(raise(old + 1, old + 1), Activated::Done { before: old });
+    assert_eq!(format(), old + 1);
+    assert_eq!(raise(old + 1, old + 1), Activated::Already(old + 1));
+    assert_eq!(world.audited("Test"), [audit()]);
 }

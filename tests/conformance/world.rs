@@ -1,5 +1,6 @@
 //! A store with what tests need around it: time that passes when they say so, and short ways to set a scene.
 
+mod damage;
 mod scenes;
 
 use std::{ops::Deref, sync::Arc, time::Duration};
@@ -22,6 +23,7 @@ use millrace_store::{
 use millrace_tests::{postgres, sqlite};
 use uuid::Uuid;
 
+pub(crate) use damage::{CUT, lenient, strict};
 pub(crate) use scenes::*;
 
 /// A second, in milliseconds.
@@ -69,7 +71,7 @@ impl World {
 
     pub(crate) fn sqlite() -> Self {
         let database = sqlite::fresh();
-        let store = open(&database.url());
+        let store = open(&database.url(), &OpenOptions::default());
         let world = Self { store, backend: Backend::Sqlite(database) };
         world.thaw();
         world
@@ -77,7 +79,7 @@ impl World {
 
     pub(crate) fn postgres() -> Self {
         let database = postgres::fresh_database();
-        let store = open(&database.url());
+        let store = open(&database.url(), &OpenOptions::default());
         let world = Self { store, backend: Backend::Postgres(database) };
         world.thaw();
         world
@@ -154,8 +156,8 @@ impl World {
     }
 }
 
-fn open(url: &str) -> Arc<dyn Store> {
-    millrace_store::open(url, &OpenOptions::default()).unwrap_or_else(|error| panic!("opening {url}: {error}"))
+fn open(url: &str, options: &OpenOptions) -> Arc<dyn Store> {
+    millrace_store::open(url, options).unwrap_or_else(|error| panic!("opening {url}: {error}"))
 }
 
 #[derive(QueryableByName)]

@@ -91,7 +91,7 @@ pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId, how: Ended) 
             }
             retry(world, pid);
         }
-        Ended::Silent | Ended::Moved | Ended::Unavailable => match this.leave_at.take() {
+        Ended::Silent | Ended::Moved | Ended::Unavailable | Ended::NotOwner => match this.leave_at.take() {
             Some(at) if up => {
                 this.link = Link::Waiting(at.max(now));
                 orchestrator::step(world, pid);

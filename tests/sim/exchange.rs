@@ -19,8 +19,11 @@ pub(crate) fn received(world: &mut World, pid: Pid, stream: StreamId, message: M
     let Some(host) = world.host(pid) else { return };
     let queue = match message {
         Message::ExchangeHello => {
-            if host.leaving || (host.kind == MemberKind::Distributor && host.owned.is_empty()) {
+            if host.leaving {
                 return world.end(stream, CALLEE, Ended::Unavailable);
+            }
+            if host.kind == MemberKind::Distributor && host.owned.is_empty() {
+                return world.end(stream, CALLEE, Ended::NotOwner);
             }
             host.streams.insert(stream, BTreeMap::new());
             return announce(world, pid);
@@ -64,6 +67,7 @@ fn opened<'a>(host: &'a mut Host, stream: StreamId, queue: &str) -> Option<&'a m
 pub(crate) fn announce(world: &mut World, pid: Pid) {
     let mutant = world.mutant;
     let Some(host) = world.host(pid) else { return };
+    let owner = host.member;
     let ownership: Vec<(String, i64)> = host.owned.iter().map(|(queue, owned)| (queue.clone(), owned.epoch)).collect();
     let (mut told, mut over) = (Vec::new(), Vec::new());
     for (stream, opened) in &mut host.streams {
@@ -81,7 +85,7 @@ pub(crate) fn announce(world: &mut World, pid: Pid) {
         }
     }
     for stream in told {
-        world.send(stream, CALLEE, Message::Ownership(ownership.clone()));
+        world.send(stream, CALLEE, Message::Ownership { owner, queues: ownership.clone() });
     }
     for stream in over {
         closed(world, pid, stream);

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use millrace_core::{held::LeaseRef, id::SessionId};
+use millrace_core::{held::LeaseRef, id::SessionId, served::LEASE_SLACK};
 use millrace_store::{Dispatch, NewSession, Resumed, SessionRow};
 
 use crate::{
@@ -16,10 +16,6 @@ use crate::{
     stay::Stay,
     world::{Pid, World},
 };
-
-/// How much longer a session's lease lasts in the database than its orchestrator is told: served time may count a tick that
-/// began before the renewal, and one more when the database's clock is set forward a little (R16).
-const LEASE_SLACK: Duration = Duration::from_millis(1_000);
 
 /// Opens or resumes the session.
 pub(crate) fn greet(world: &mut World, pid: Pid, stream: StreamId, hello: Hello) {
@@ -43,7 +39,7 @@ pub(crate) fn greet(world: &mut World, pid: Pid, stream: StreamId, hello: Hello)
         queues: hello.queues.clone(),
         slots: hello.slots as i32,
         labels: BTreeMap::new(),
-        ttl_ms: (hello.ttl + LEASE_SLACK).as_millis() as i64,
+        ttl_ms: (hello.ttl + slack(world)).as_millis() as i64,
         replica: endpoint,
         build: String::new(),
     };
@@ -74,7 +70,7 @@ fn welcome(world: &mut World, pid: Pid, stream: StreamId, hello: Hello, row: Ses
     if !world.is_open(stream, CALLEE) {
         return;
     }
-    let (now, mutant) = (world.now, world.mutant);
+    let (now, mutant, slack) = (world.now, world.mutant, slack(world));
     let Some(replica) = world.replica(pid) else { return };
     let id = row.session.id;
     let present = replica.by_id.get(&id).and_then(|receiver| replica.stays.get(receiver));
@@ -93,11 +89,20 @@ fn welcome(world: &mut World, pid: Pid, stream: StreamId, hello: Hello, row: Ses
     replica.stays.insert(receiver, stay);
     replica.by_stream.insert(stream, receiver);
     let earlier = replica.by_id.insert(id, receiver);
-    let (generation, ttl) = (row.generation, Duration::from_millis(row.session.ttl_ms as u64) - LEASE_SLACK);
+    let (generation, ttl) = (row.generation, Duration::from_millis(row.session.ttl_ms as u64) - slack);
+    world.db.oracle.told_lease(id, ttl);
     world.send(stream, CALLEE, Message::Welcome { session: id, generation, ttl, revoked });
     replica::flush(world, pid, receiver);
     if let Some(earlier) = earlier {
         replica::end(world, pid, earlier, Ended::Silent);
+    }
+}
+
+/// How much longer a lease is than its orchestrator is told.
+fn slack(world: &World) -> Duration {
+    match world.mutant {
+        Some(Mutant::LeasesHaveNoSlack) => Duration::ZERO,
+        _ => LEASE_SLACK,
     }
 }
 

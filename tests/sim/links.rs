@@ -6,34 +6,31 @@ use std::{
     time::Duration,
 };
 
-use millrace_core::id::{MemberId, TaskId};
+use millrace_core::{
+    id::{MemberId, TaskId},
+    owners::{LinkEnd, Owners, Reach},
+};
 use millrace_store::{MemberRow, OwnerRow, Waiting};
 
 use crate::{
     claims,
-    message::{Demand, Message, Verdict},
+    message::{Demand, Ended, Message, Verdict},
     mutant::Mutant,
     net::{CALLER, Kind, StreamId},
     replica,
     world::{Pid, Target, World},
 };
 
-/// How long an owner may be out of reach before the orchestrators of its queues are sent to another replica (R5).
-const CUT_OFF: Duration = Duration::from_secs(5);
-
 /// Every link, and which queue goes over which.
 #[derive(Default)]
 pub(crate) struct Links {
-    by_owner: BTreeMap<MemberId, StreamId>,
-    /// What the owner at the other end of each link has said that it owns. There may be two links to one process: it was
-    /// started anew where an owner had been whose lease has not ended.
-    announced: BTreeMap<StreamId, Vec<(String, i64)>>,
-    /// The link of each queue: the one whose owner has the latest epoch.
-    by_queue: BTreeMap<String, (StreamId, i64)>,
-    /// Links that are kept, from the first try to open them on.
-    linking: BTreeMap<MemberId, StreamId>,
+    owners: Owners<StreamId>,
+    reach: Reach<MemberId>,
+    /// Links that are kept, from the first try to open them on, with the owners that were dialled.
+    linking: BTreeMap<StreamId, MemberId>,
     outboxes: BTreeMap<StreamId, Outbox>,
-    unreached: BTreeMap<MemberId, Duration>,
+    /// Queues that nobody looks for on the links that are left: only a planted bug puts any there.
+    lost: BTreeSet<String>,
 }
 
 #[derive(Default)]
@@ -44,6 +41,17 @@ struct Outbox {
     leaving: bool,
 }
 
+impl Links {
+    /// The link of a queue, if its owner is reached.
+    fn of(&self, queue: &str) -> Option<StreamId> {
+        self.owners.link(queue).filter(|_| !self.lost.contains(queue))
+    }
+
+    fn reaches(&self, owner: MemberId) -> bool {
+        self.linking.iter().any(|(stream, dialled)| *dialled == owner && self.owners.has_announced(*stream))
+    }
+}
+
 /// Offers a task to its queue's owner. Dropped when the owner is not reached.
 pub(crate) fn offer(world: &mut World, pid: Pid, queue: &str, waiting: Waiting) {
     if world.config.offers_lost > 0.0 && !world.settling && world.chance(world.config.offers_lost) {
@@ -51,7 +59,7 @@ pub(crate) fn offer(world: &mut World, pid: Pid, queue: &str, waiting: Waiting) 
     }
     let doubled = world.config.offers_doubled > 0.0 && world.chance(world.config.offers_doubled);
     let Some(links) = world.replica(pid).map(|replica| &replica.links) else { return };
-    let Some(&(stream, _)) = links.by_queue.get(queue) else { return };
+    let Some(stream) = links.of(queue) else { return };
     change(world, pid, stream, |outbox| {
         let offers = outbox.offers.entry(queue.to_owned()).or_default();
         offers.extend(doubled.then(|| waiting.clone()));
@@ -62,8 +70,8 @@ pub(crate) fn offer(world: &mut World, pid: Pid, queue: &str, waiting: Waiting) 
 /// Says that a session can take more or less of these queues than before.
 pub(crate) fn demand(world: &mut World, pid: Pid, receiver: u64, queues: &[String]) {
     for queue in queues {
-        let link = world.replica(pid).and_then(|replica| replica.links.by_queue.get(queue).copied());
-        if let Some((stream, _)) = link {
+        let link = world.replica(pid).and_then(|replica| replica.links.of(queue));
+        if let Some(stream) = link {
             change(world, pid, stream, |outbox| {
                 outbox.demands.insert((queue.clone(), receiver));
             });
@@ -97,11 +105,11 @@ fn leave(world: &mut World, pid: Pid, stream: StreamId) {
     let Some(replica) = world.replica(pid) else { return };
     let Some(outbox) = replica.links.outboxes.get_mut(&stream) else { return };
     let Outbox { answers, offers, demands, .. } = std::mem::take(outbox);
-    let by_queue = &replica.links.by_queue;
+    let links = &replica.links;
     let demands: Vec<Demand> = demands
         .into_iter()
         // The queue may have gone over to another link meanwhile.
-        .filter(|(queue, _)| by_queue.get(queue).is_some_and(|(link, _)| *link == stream))
+        .filter(|(queue, _)| links.of(queue) == Some(stream))
         .map(|(queue, receiver)| match replica.stays.get_mut(&receiver) {
             Some(stay) => stay.demand(&queue, stream),
             // It has left: the owner forgets its numbers.
@@ -124,69 +132,65 @@ fn leave(world: &mut World, pid: Pid, stream: StreamId) {
 /// A message from an owner.
 pub(crate) fn received(world: &mut World, pid: Pid, stream: StreamId, message: Message) {
     match message {
-        Message::Ownership(queues) => take_ownership(world, pid, stream, queues),
+        Message::Ownership { owner, queues } => take_ownership(world, pid, stream, owner, queues),
         Message::Matches { queue, epoch, matches } => claims::matched(world, pid, stream, queue, epoch, matches),
         other => world.violation(format!("a distributor received {other:?} from an owner")),
     }
 }
 
-fn take_ownership(world: &mut World, pid: Pid, stream: StreamId, queues: Vec<(String, i64)>) {
-    let Some(replica) = world.replica(pid) else { return };
-    let links = &mut replica.links;
-    if let Some((&owner, _)) = links.linking.iter().find(|(_, link)| **link == stream) {
-        links.by_owner.insert(owner, stream);
-    }
-    links.announced.insert(stream, queues);
-    choose(world, pid, stream);
-}
-
-/// Chooses the link of each queue anew after `changed` has changed, and sends demand where it has not been sent.
-fn choose(world: &mut World, pid: Pid, changed: StreamId) {
+fn take_ownership(world: &mut World, pid: Pid, stream: StreamId, owner: MemberId, queues: Vec<(String, i64)>) {
     let mutant = world.mutant;
     let Some(replica) = world.replica(pid) else { return };
     let links = &mut replica.links;
-    let mut chosen: BTreeMap<String, (StreamId, i64)> = match mutant {
-        Some(Mutant::QueuesGoWithTheirLink) => {
-            links.by_queue.clone().into_iter().filter(|(_, (held, _))| *held != changed).collect()
-        }
-        _ => BTreeMap::new(),
-    };
-    for (stream, queues) in &links.announced {
-        if mutant == Some(Mutant::QueuesGoWithTheirLink) && *stream != changed {
-            continue;
-        }
-        for (queue, epoch) in queues {
-            // Two owners may both believe in a queue for a moment: the later epoch is the true one.
-            if chosen.get(queue).is_none_or(|(_, held)| held < epoch) {
-                chosen.insert(queue.clone(), (*stream, *epoch));
-            }
-        }
+    let dialled = links.linking.get(&stream).is_some_and(|dialled| *dialled == owner);
+    if !dialled && mutant != Some(Mutant::QueuesGoWithTheirLink) {
+        // It was started anew where an owner had been whose lease has not ended.
+        world.end(stream, CALLER, Ended::Silent);
+        return over(world, pid, stream, LinkEnd::Replaced);
     }
-    let before = std::mem::replace(&mut links.by_queue, chosen);
-    let news = |(queue, link): &(&String, &(StreamId, i64))| link.0 == changed || before.get(*queue) != Some(*link);
-    let gained: Vec<String> = links.by_queue.iter().filter(news).map(|(queue, _)| queue.clone()).collect();
-    let stays: Vec<(u64, Vec<String>)> =
-        replica.stays.values().map(|stay| (stay.receiver, stay.queues.clone())).collect();
-    for (receiver, queues) in stays {
-        let served: Vec<String> = queues.into_iter().filter(|queue| gained.contains(queue)).collect();
-        demand(world, pid, receiver, &served);
-    }
+    links.lost.retain(|queue| queues.iter().all(|(owned, _)| owned != queue));
+    let changed = links.owners.announce(stream, queues);
+    demand_of_all(world, pid, &changed);
 }
 
 /// The stream is over.
-pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId) {
-    let hasty = world.mutant == Some(Mutant::LinksAreRetriedAtOnce);
+pub(crate) fn closed(world: &mut World, pid: Pid, stream: StreamId, how: Ended) {
+    let Some(replica) = world.replica(pid) else { return };
+    let end = match how {
+        Ended::NotOwner => LinkEnd::Replaced,
+        _ if replica.links.owners.has_announced(stream) => LinkEnd::Announced,
+        _ => LinkEnd::Unreached,
+    };
+    over(world, pid, stream, end);
+}
+
+fn over(world: &mut World, pid: Pid, stream: StreamId, end: LinkEnd) {
+    let mutant = world.mutant;
     let Some(replica) = world.replica(pid) else { return };
     let links = &mut replica.links;
-    let reached = links.announced.contains_key(&stream);
-    links.by_owner.retain(|_, held| *held != stream);
-    links.linking.retain(|_, held| *held != stream);
-    links.announced.remove(&stream);
+    let changed = links.owners.end(stream);
     links.outboxes.remove(&stream);
-    choose(world, pid, stream);
-    // An owner that could not be reached is looked for at the next round, or the database would be asked without a pause.
-    if reached || hasty {
+    let look_at_once = links.linking.remove(&stream).is_some_and(|owner| links.reach.ended(owner, end));
+    if mutant == Some(Mutant::QueuesGoWithTheirLink) {
+        links.lost.extend(changed.iter().cloned());
+    }
+    for stay in replica.stays.values_mut() {
+        stay.forget_link(stream);
+    }
+    demand_of_all(world, pid, &changed);
+    if look_at_once || mutant == Some(Mutant::LinksAreRetriedAtOnce) {
         world.after(Duration::from_millis(5), Target::Process(pid), "look for owners", move |world| look(world, pid));
+    }
+}
+
+/// Sends every session's demand for queues that go over another link now.
+fn demand_of_all(world: &mut World, pid: Pid, queues: &[String]) {
+    let Some(replica) = world.replica(pid) else { return };
+    let stays: Vec<(u64, Vec<String>)> =
+        replica.stays.values().map(|stay| (stay.receiver, stay.queues.clone())).collect();
+    for (receiver, served) in stays {
+        let served: Vec<String> = served.into_iter().filter(|queue| queues.contains(queue)).collect();
+        demand(world, pid, receiver, &served);
     }
 }
 
@@ -219,7 +223,7 @@ fn found(world: &mut World, pid: Pid, owners: Vec<OwnerRow>, members: Vec<Member
     let Some(replica) = world.replica(pid) else { return };
     let known: BTreeSet<MemberId> = members.iter().map(|member| member.id).collect();
     replica.members = members;
-    replica.links.unreached.retain(|owner, _| queues.keys().any(|(id, _)| id == owner));
+    replica.links.reach.keep(&queues.keys().map(|(owner, _)| *owner).collect());
     for ((owner, endpoint), queues) in queues {
         if known.contains(&owner) {
             link(world, pid, owner, &endpoint);
@@ -230,12 +234,12 @@ fn found(world: &mut World, pid: Pid, owners: Vec<OwnerRow>, members: Vec<Member
 
 fn link(world: &mut World, pid: Pid, owner: MemberId, endpoint: &str) {
     let (Some(replica), Ok(place)) = (world.replica(pid), endpoint.parse::<usize>()) else { return };
-    if replica.draining || replica.links.linking.contains_key(&owner) {
+    if replica.draining || !replica.links.reach.dial(owner) {
         return;
     }
     let stream = world.connect(Kind::Exchange, pid, place, Message::ExchangeHello);
     let Some(replica) = world.replica(pid) else { return };
-    replica.links.linking.insert(owner, stream);
+    replica.links.linking.insert(stream, owner);
     replica.links.outboxes.insert(stream, Outbox::default());
 }
 
@@ -244,13 +248,9 @@ fn cut_off(world: &mut World, pid: Pid, owner: MemberId, queues: &[String]) {
     let now = world.now;
     let away = world.span(Duration::ZERO, Duration::from_secs(1));
     let Some(replica) = world.replica(pid) else { return };
-    if replica.links.by_owner.contains_key(&owner) {
-        replica.links.unreached.remove(&owner);
-        return;
-    }
-    let since = *replica.links.unreached.entry(owner).or_insert(now);
+    let reached = replica.links.reaches(owner);
     let other = replica.other();
-    if other.is_none() || now.saturating_sub(since) < CUT_OFF {
+    if !replica.links.reach.is_cut_off(owner, reached, now) || other.is_none() {
         return;
     }
     let mut sent_away = Vec::new();

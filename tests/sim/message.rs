@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use millrace_core::{
     held::LeaseRef,
-    id::{SessionId, TaskId},
+    id::{MemberId, SessionId, TaskId},
     retry::OutcomeKind,
 };
 use millrace_store::Waiting;
@@ -57,7 +57,10 @@ pub(crate) enum Message {
         answers: Vec<(TaskId, Verdict)>,
     },
     // From an owner to a distributor.
-    Ownership(Vec<(String, i64)>),
+    Ownership {
+        owner: MemberId,
+        queues: Vec<(String, i64)>,
+    },
     Matches {
         queue: String,
         epoch: i64,
@@ -137,4 +140,6 @@ pub(crate) enum Ended {
     Unavailable,
     /// NO_SUCH_QUEUE.
     NoSuchQueue,
+    /// NOT_OWNER: a distributor that hosts no matcher.
+    NotOwner,
 }

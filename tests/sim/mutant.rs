@@ -23,7 +23,8 @@ pub(crate) enum Mutant {
     DemandNumbersOutliveTheLink,
     /// R6: a queue that was lost and regained goes on with the numbers of its stream.
     RegainedOnTheSameStream,
-    /// A queue that one link has lost is not looked for on the others.
+    /// R5: whoever answers at an owner's endpoint is taken for it, and a queue that one link has lost is not looked for on the
+    /// others.
     QueuesGoWithTheirLink,
     /// A link that could not be opened is tried again without a pause.
     LinksAreRetriedAtOnce,
@@ -47,6 +48,8 @@ pub(crate) enum Mutant {
     OrphansAreLeft,
     /// R16: an exclusive attempt runs on when its lease cannot be renewed.
     ExclusiveRunsOn,
+    /// R16: a lease is no longer in the database than its orchestrator is told.
+    LeasesHaveNoSlack,
     /// R2: a replica that finds a later generation says that the session is gone.
     MovedIsCalledGone,
     /// An orchestrator takes an assignment that it knows for a new one.
@@ -65,14 +68,14 @@ impl Mutant {
             Mutant::ListsAreNotCompared | Mutant::NothingIsSentAgain => Weather::Outages,
             Mutant::ResentAfterTheEnd | Mutant::RepeatsAreRun | Mutant::MovedIsCalledGone => Weather::Slow,
             Mutant::FeedsDoNotOverlap => Weather::LateCommits,
-            Mutant::ExclusiveRunsOn => Weather::Exclusive,
+            Mutant::ExclusiveRunsOn | Mutant::LeasesHaveNoSlack => Weather::Exclusive,
             _ => Weather::Chaos,
         }
     }
 }
 
 /// Every one.
-pub(crate) const MUTANTS: [Mutant; 23] = [
+pub(crate) const MUTANTS: [Mutant; 24] = [
     Mutant::EpochIsNotChecked,
     Mutant::GenerationIsNotChecked,
     Mutant::StaleReportsCount,
@@ -94,6 +97,7 @@ pub(crate) const MUTANTS: [Mutant; 23] = [
     Mutant::ResentAfterTheEnd,
     Mutant::OrphansAreLeft,
     Mutant::ExclusiveRunsOn,
+    Mutant::LeasesHaveNoSlack,
     Mutant::MovedIsCalledGone,
     Mutant::RepeatsAreRun,
 ];

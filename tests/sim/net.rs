@@ -170,7 +170,7 @@ fn close(world: &mut World, id: StreamId, end: usize, how: Ended) {
     match (kind, end) {
         (Kind::Session, CALLER) => connection::closed(world, pid, id, how),
         (Kind::Session, _) => replica::closed(world, pid, id),
-        (Kind::Exchange, CALLER) => links::closed(world, pid, id),
+        (Kind::Exchange, CALLER) => links::closed(world, pid, id, how),
         (Kind::Exchange, _) => exchange::closed(world, pid, id),
     }
 }

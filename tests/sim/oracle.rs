@@ -81,6 +81,8 @@ struct Session {
     generation: i64,
     live: bool,
     ttl: Duration,
+    /// The lease as its orchestrator was told.
+    told: Duration,
     renewed: Duration,
     down_before: Duration,
     slips_before: u32,
@@ -266,11 +268,19 @@ impl Oracle {
             generation: row.generation,
             live: true,
             ttl,
+            told: Duration::ZERO,
             renewed: self.now,
             down_before: self.down,
             slips_before: self.slips,
         };
         self.sessions.insert(row.session.id, session);
+    }
+
+    /// An orchestrator is told how long its lease is.
+    pub(crate) fn told_lease(&mut self, id: SessionId, told: Duration) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.told = told;
+        }
     }
 
     /// An orchestrator hears that its session is gone, and is about to stop what it runs. That may only be when it is.
@@ -299,15 +309,23 @@ impl Oracle {
     }
 
     /// A lease may end only when the database has been up for as long, but for one tick that may have been counted before
-    /// the renewal, and one for each short outage and small step of its clock (R7).
+    /// the renewal, and one for each short outage and small step of its clock (R7); and not before its orchestrator's own clock
+    /// says so, which stops exclusive work (R16), as long as there was one such step at most.
     pub(crate) fn reaped(&mut self, id: SessionId) {
         self.facts.reaped += 1;
         let (now, down, slips) = (self.now, self.down, self.slips);
         let Some(session) = self.sessions.get(&id) else { return };
-        let slack = Duration::from_millis(500) * (1 + slips - session.slips_before);
+        let slips = slips - session.slips_before;
+        let slack = Duration::from_millis(500) * (1 + slips);
         let aged = now.saturating_sub(session.renewed).saturating_sub(down - session.down_before);
         let (holds, ttl) = (aged + slack >= session.ttl, session.ttl);
+        let (lasted, told) = (now.saturating_sub(session.renewed), session.told);
         self.require(holds, || format!("session {id} with a lease of {ttl:?} was ended after {aged:?} (R7)"));
+        self.require(lasted >= told || slips > 1, || {
+            format!(
+                "session {id} was ended {lasted:?} after its renewal, and its orchestrator counts on {told:?} (R16)"
+            )
+        });
         self.closed(id);
     }
 

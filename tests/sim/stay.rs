@@ -128,6 +128,13 @@ impl Stay {
         free
     }
 
+    /// The link is over, and its numbers with it.
+    pub(crate) fn forget_link(&mut self, link: StreamId) {
+        if self.mutant != Some(Mutant::DemandNumbersOutliveTheLink) {
+            self.acked.retain(|(_, of), _| *of != link);
+        }
+    }
+
     pub(crate) fn unreserve(&mut self) {
         self.reserved = self.reserved.saturating_sub(1);
     }

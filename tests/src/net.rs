@@ -23,6 +23,18 @@ pub fn is_healthy(address: &str) -> bool {
         && answer.starts_with("HTTP/1.1 200")
 }
 
+/// Waits until something listens on a port of the loopback interface.
+///
+/// # Panics
+/// When nothing does for long.
+pub fn wait_listening(port: u16) {
+    let late = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        assert!(std::time::Instant::now() < late, "nobody listens on port {port}");
+        pause();
+    }
+}
+
 /// A moment between two looks at something outside this process, which cannot be waited for otherwise.
 pub fn pause() {
     std::thread::park_timeout(std::time::Duration::from_millis(20));

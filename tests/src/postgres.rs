@@ -127,6 +127,14 @@ fn execute(connection: &mut PgConnection, sql: &str) {
 }
 
 impl Database {
+    /// A digest of everything in its tables.
+    pub fn content(&self) -> String {
+        let query = "SELECT string_agg(tablename || md5(query_to_xml(format('SELECT * FROM %I', tablename), true, false, '')::text), ',')
+            AS text FROM pg_tables WHERE schemaname = 'public'";
+        let rows: Vec<Text> = sql_query(query).load(&mut self.connect()).expect("reading the whole database");
+        rows.into_iter().map(|row| row.text).collect()
+    }
+
     /// Its URL, as the store takes it.
     pub fn url(&self) -> String {
         format!("{}/{}", server(), self.name)

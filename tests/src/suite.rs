@@ -19,13 +19,15 @@ const START: Duration = Duration::from_secs(60);
 /// Processes that share a database.
 pub struct Suite {
     url: String,
+    binary: PathBuf,
     folder: Arc<tempfile::TempDir>,
-    number: AtomicU32,
+    number: Arc<AtomicU32>,
 }
 
 /// A process of the suite. Dropping it kills it.
 pub struct Process {
     name: String,
+    binary: PathBuf,
     args: Vec<String>,
     env: Vec<(String, String)>,
     log: PathBuf,
@@ -40,17 +42,32 @@ pub struct Process {
 impl Suite {
     /// A suite on this database, which is migrated.
     pub fn new(url: &str) -> Self {
-        let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
-        let suite = Self { url: url.to_owned(), folder, number: AtomicU32::new(0) };
-        let migrated = suite.cli(["migrate", "up", "--database-url", url]).output().expect("running millrace");
-        assert!(migrated.status.success(), "migrate up: {}", String::from_utf8_lossy(&migrated.stderr));
+        let suite = Self::on(url);
+        suite.migrate();
         suite
+    }
+
+    /// A suite on this database as it is.
+    pub fn on(url: &str) -> Self {
+        Self { url: url.to_owned(), ..Self::without_database() }
     }
 
     /// A suite for [`Suite::dev`], which brings its own database.
     pub fn without_database() -> Self {
         let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
-        Self { url: String::new(), folder, number: AtomicU32::new(0) }
+        Self { url: String::new(), binary: binary::millrace(), folder, number: Arc::default() }
+    }
+
+    /// The same suite, on the same database and in the same folder, whose processes run another release's binary.
+    pub fn release(&self, binary: &Path) -> Self {
+        let (folder, number) = (self.folder.clone(), self.number.clone());
+        Self { url: self.url.clone(), binary: binary.to_owned(), folder, number }
+    }
+
+    /// Migrates the suite's database with its binary.
+    pub fn migrate(&self) {
+        let migrated = self.cli(["migrate", "up", "--database-url", &self.url]).output().expect("running millrace");
+        assert!(migrated.status.success(), "migrate up: {}", said(&migrated));
     }
 
     /// A folder of the suite's own, removed with it.
@@ -105,7 +122,7 @@ impl Suite {
 
     /// A command of the CLI, untouched by the caller's MILLRACE_* variables.
     pub fn cli<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
-        let mut command = clean(self.folder());
+        let mut command = clean(&self.binary, self.folder());
         command.args(args).current_dir(self.folder());
         command
     }
@@ -128,7 +145,8 @@ impl Suite {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let name = format!("{kind}-{number}");
         let log = self.folder().join(format!("{name}.log"));
-        Process { name, args, env: Vec::new(), log, child: None, endpoint, http, folder: self.folder.clone() }
+        let (binary, folder) = (self.binary.clone(), self.folder.clone());
+        Process { name, binary, args, env: Vec::new(), log, child: None, endpoint, http, folder }
     }
 }
 
@@ -138,10 +156,15 @@ impl Process {
         self.env.push((key.to_owned(), value.to_owned()));
     }
 
+    /// Runs another release's binary from the next start on, at the same ports.
+    pub fn set_binary(&mut self, binary: &Path) {
+        self.binary = binary.to_owned();
+    }
+
     /// Starts it; its log goes on where it was.
     pub fn start(&mut self) {
         let log = File::options().create(true).append(true).open(&self.log).expect("the log's file");
-        let mut command = clean(self.folder.path());
+        let mut command = clean(&self.binary, self.folder.path());
         command
             .args(&self.args)
             .envs(self.env.iter().cloned())
@@ -236,8 +259,8 @@ pub fn said(output: &Output) -> String {
 
 /// The binary, without the caller's MILLRACE_* variables, and with its temporary files in the suite's folder: what a killed
 /// process leaves goes with it.
-fn clean(folder: &Path) -> Command {
-    let mut command = Command::new(binary::millrace());
+fn clean(binary: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(binary);
     command.env("TMPDIR", folder);
     for (key, _) in std::env::vars_os() {
         if key.to_str().is_some_and(|key| key.starts_with("MILLRACE_") || key.starts_with("OTEL_")) {

@@ -12,6 +12,17 @@ pub fn python() -> Command {
     Command::new(tool("venv/bin/python"))
 }
 
+/// pgbouncer with this file of settings. It does not serve as root, and becomes `nobody` once it has read them.
+pub fn pgbouncer(settings: &std::path::Path) -> Command {
+    let mut command = Command::new(tool("pgbouncer"));
+    let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
+    if root {
+        command.args(["-u", "nobody"]);
+    }
+    command.arg("-q").arg(settings);
+    command
+}
+
 fn tool(name: &str) -> PathBuf {
     let folder = match std::env::var_os("MILLRACE_TOOLS") {
         Some(folder) => PathBuf::from(folder),

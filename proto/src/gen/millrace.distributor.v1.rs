@@ -334,7 +334,7 @@ pub struct Assignment {
     /// The queue it came from.
     #[prost(string, tag = "5")]
     pub queue: ::prost::alloc::string::String,
-    /// The spec, byte for byte as submitted.
+    /// The spec, byte for byte as submitted, but for optional fields that cannot be read: those are left out.
     #[prost(bytes = "bytes", tag = "6")]
     pub spec: ::prost::bytes::Bytes,
     /// How long the attempt may run: the spec's, or the queue's default; unset means no bound.
@@ -386,7 +386,8 @@ pub struct Task {
     /// The id, a UUID of version 7 in its usual text form; ids of later submissions sort later.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    /// The spec, byte for byte as submitted.
+    /// The spec, byte for byte as submitted, but for fields that `ignored` names as `spec.…`: those are left out, so that whoever reads
+    /// this can decode it. Left out as a whole when it does not fit into an answer; then `ignored` names `spec`.
     #[prost(bytes = "bytes", tag = "2")]
     pub spec: ::prost::bytes::Bytes,
     /// The queue it was routed to.
@@ -440,6 +441,33 @@ pub struct Task {
     /// Earlier attempts, oldest first; filled by GetTask only.
     #[prost(message, repeated, tag = "19")]
     pub attempts: ::prost::alloc::vec::Vec<Attempt>,
+    /// Why the task is set aside, and since when; set exactly while it is QUARANTINED. Of its other fields those are filled that can be read.
+    #[prost(message, optional, tag = "20")]
+    pub quarantine: ::core::option::Option<Quarantine>,
+    /// Columns of its row, and fields of its spec as `spec.<field>`, that cannot be read and that the task runs without. They have their
+    /// defaults here; what the database holds is not changed.
+    #[prost(message, repeated, tag = "21")]
+    pub ignored: ::prost::alloc::vec::Vec<Defect>,
+}
+/// A column of a row, or a field of a spec (`spec.timeout`), that does not hold what this build expects.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Defect {
+    /// Which.
+    #[prost(string, tag = "1")]
+    pub column: ::prost::alloc::string::String,
+    /// What is wrong with it, for people.
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
+}
+/// Why a task is set aside.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Quarantine {
+    /// What cannot be read, as the build saw it that looked last.
+    #[prost(message, optional, tag = "1")]
+    pub defect: ::core::option::Option<Defect>,
+    /// When it was set aside.
+    #[prost(message, optional, tag = "2")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// An attempt that was not the last word.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -875,9 +903,44 @@ pub struct GetStatusResponse {
     /// The newest migration that the database has, and the range that this build can work with.
     #[prost(string, tag = "8")]
     pub schema_version: ::prost::alloc::string::String,
-    /// Rows that are set aside.
+    /// Rows that are set aside, counted up to 100,000.
     #[prost(int64, tag = "9")]
     pub quarantined: i64,
+    /// Columns whose type in the database is not the one that this build expects, as last looked at, at most a minute ago.
+    #[prost(message, repeated, tag = "10")]
+    pub drift: ::prost::alloc::vec::Vec<ColumnDrift>,
+    /// Builds under suspicion because rows are being set aside in numbers since they run. Nothing is stopped for it.
+    #[prost(message, repeated, tag = "11")]
+    pub suspects: ::prost::alloc::vec::Vec<SuspectDeploy>,
+}
+/// A column whose type in the database is not the one that a build expects. Only what needs the column suffers.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ColumnDrift {
+    /// The table.
+    #[prost(string, tag = "1")]
+    pub table: ::prost::alloc::string::String,
+    /// The column.
+    #[prost(string, tag = "2")]
+    pub column: ::prost::alloc::string::String,
+    /// The type that the build expects, in the database's words.
+    #[prost(string, tag = "3")]
+    pub expected: ::prost::alloc::string::String,
+    /// The type that the column has; empty when the column is missing.
+    #[prost(string, tag = "4")]
+    pub found: ::prost::alloc::string::String,
+}
+/// A build whose deploy seems to have made rows unreadable.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SuspectDeploy {
+    /// The build.
+    #[prost(string, tag = "1")]
+    pub build: ::prost::alloc::string::String,
+    /// When it came under suspicion.
+    #[prost(message, optional, tag = "2")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// The most rows that were set aside within a minute since then.
+    #[prost(int64, tag = "3")]
+    pub rows_per_minute: i64,
 }
 /// A process of the suite.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2718,6 +2781,902 @@ pub mod peer_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "millrace.distributor.v1.PeerService";
     impl<T> tonic::server::NamedService for PeerServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// A row that was set aside.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct QuarantinedRow {
+    /// The task's id.
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    /// The tenant; empty when it cannot be read.
+    #[prost(string, tag = "2")]
+    pub tenant: ::prost::alloc::string::String,
+    /// The queue; empty when it cannot be read.
+    #[prost(string, tag = "3")]
+    pub queue: ::prost::alloc::string::String,
+    /// Every column as the database held it, by name, also columns of later releases; without the spec when that is bytes.
+    #[prost(message, repeated, tag = "4")]
+    pub columns: ::prost::alloc::vec::Vec<QuarantinedColumn>,
+    /// The spec's bytes as they are, which may not decode as a TaskSpec. Unset when the column held no bytes, when they do not fit into an
+    /// answer, and in lists; spec_size tells these apart.
+    #[prost(bytes = "bytes", optional, tag = "5")]
+    pub spec_bytes: ::core::option::Option<::prost::bytes::Bytes>,
+    /// What cannot be read, as the build saw it that looked last.
+    #[prost(message, optional, tag = "6")]
+    pub defect: ::core::option::Option<Defect>,
+    /// The row format of the release that wrote the row; 0 when that cannot be read.
+    #[prost(int32, tag = "7")]
+    pub writer_format: i32,
+    /// Builds that have looked at the row and cannot read it, the latest last; at most 20.
+    #[prost(string, repeated, tag = "8")]
+    pub refused_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// When it was set aside.
+    #[prost(message, optional, tag = "9")]
+    pub first_seen_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// How many bytes the spec has; unset when the column held no bytes.
+    #[prost(int64, optional, tag = "10")]
+    pub spec_size: ::core::option::Option<i64>,
+}
+/// One column of a row.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuarantinedColumn {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Its value as text; bytes in hexadecimal. Unset for NULL. Longer ones are cut at 64 KiB.
+    #[prost(string, optional, tag = "2")]
+    pub value: ::core::option::Option<::prost::alloc::string::String>,
+    /// What the value is: "null", "boolean", "integer", "real", "text", "bytes", or "other".
+    #[prost(string, tag = "3")]
+    pub r#type: ::prost::alloc::string::String,
+}
+/// Which rows are meant. Every condition that is set must hold.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuarantineFilter {
+    /// Only these tasks, at most 1,000; none means all.
+    #[prost(string, repeated, tag = "1")]
+    pub task_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Only of this tenant; empty means any.
+    #[prost(string, tag = "2")]
+    pub tenant: ::prost::alloc::string::String,
+    /// Only of this queue; empty means any.
+    #[prost(string, tag = "3")]
+    pub queue: ::prost::alloc::string::String,
+    /// Only rows whose defect is in this column or field ("rank", "spec.payload"); empty means any.
+    #[prost(string, tag = "4")]
+    pub column: ::prost::alloc::string::String,
+    /// Only rows that were set aside before this moment; unset means any.
+    #[prost(message, optional, tag = "5")]
+    pub before: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Request of ListQuarantinedRows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListQuarantinedRowsRequest {
+    /// Which rows; unset means all.
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<QuarantineFilter>,
+    /// At most this many, 1 to 1000; 0 means 50.
+    #[prost(int32, tag = "2")]
+    pub page_size: i32,
+    /// next_page_token of the page before; empty means the first page.
+    #[prost(string, tag = "3")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// Response of ListQuarantinedRows.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListQuarantinedRowsResponse {
+    /// The rows, without their specs. A page looks at a bounded number of rows, so it may be short or even empty and still have a next page.
+    #[prost(message, repeated, tag = "1")]
+    pub rows: ::prost::alloc::vec::Vec<QuarantinedRow>,
+    /// For the next page; empty on the last.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// Request of GetQuarantinedRow.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetQuarantinedRowRequest {
+    /// The task's id.
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+}
+/// Response of GetQuarantinedRow.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetQuarantinedRowResponse {
+    /// The row.
+    #[prost(message, optional, tag = "1")]
+    pub row: ::core::option::Option<QuarantinedRow>,
+}
+/// Request of RepairQuarantinedRow.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RepairQuarantinedRowRequest {
+    /// Makes repeats harmless.
+    #[prost(string, tag = "1")]
+    pub request_id: ::prost::alloc::string::String,
+    /// The task's id.
+    #[prost(string, tag = "2")]
+    pub task_id: ::prost::alloc::string::String,
+    /// Columns to change; the others stay as they are. Neither `id` nor `spec`.
+    #[prost(message, repeated, tag = "3")]
+    pub columns: ::prost::alloc::vec::Vec<ColumnChange>,
+    /// Replaces the spec as a whole. It must keep the bounds that SubmitTask sets.
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub spec: ::core::option::Option<::prost::bytes::Bytes>,
+    /// Only tells what would become of it. Nothing is changed.
+    #[prost(bool, tag = "5")]
+    pub validate_only: bool,
+}
+/// A new value for a column.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ColumnChange {
+    /// The column.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The value as text, which the database converts to the column's type. Unset means NULL, which differs from an empty text.
+    #[prost(string, optional, tag = "2")]
+    pub value: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// Response of RepairQuarantinedRow.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RepairQuarantinedRowResponse {
+    /// The task, released; unset with validate_only.
+    #[prost(message, optional, tag = "1")]
+    pub task: ::core::option::Option<Task>,
+}
+/// Request of ReleaseQuarantinedRows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseQuarantinedRowsRequest {
+    /// Makes repeats harmless. Each page of one release needs its own.
+    #[prost(string, tag = "1")]
+    pub request_id: ::prost::alloc::string::String,
+    /// Which rows; unset means all.
+    #[prost(message, optional, tag = "2")]
+    pub filter: ::core::option::Option<QuarantineFilter>,
+    /// Only counts what matches. Nothing is changed.
+    #[prost(bool, tag = "3")]
+    pub dry_run: bool,
+    /// At most this many rows are looked at, 1 to 1000; 0 means 1000.
+    #[prost(int32, tag = "4")]
+    pub page_size: i32,
+    /// next_page_token of the call before; empty means the first rows.
+    #[prost(string, tag = "5")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// Response of ReleaseQuarantinedRows.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReleaseQuarantinedRowsResponse {
+    /// How many rows of this page matched.
+    #[prost(int32, tag = "1")]
+    pub matched: i32,
+    /// How many of them were released. 0 with dry_run.
+    #[prost(int32, tag = "2")]
+    pub released: i32,
+    /// Those that the answering build cannot read; they stay. At most 100 are named. None with dry_run.
+    #[prost(message, repeated, tag = "3")]
+    pub refused: ::prost::alloc::vec::Vec<RefusedRow>,
+    /// To go on with; empty when the last row that matches has been looked at.
+    #[prost(string, tag = "4")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// A row that stays set aside.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RefusedRow {
+    /// The task's id.
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    /// What cannot be read.
+    #[prost(message, optional, tag = "2")]
+    pub defect: ::core::option::Option<Defect>,
+}
+/// Request of DiscardQuarantinedRows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiscardQuarantinedRowsRequest {
+    /// Makes repeats harmless. Each page of one discard needs its own.
+    #[prost(string, tag = "1")]
+    pub request_id: ::prost::alloc::string::String,
+    /// Which rows. Required, with at least one condition: everything is discarded only by who says so with `before`.
+    #[prost(message, optional, tag = "2")]
+    pub filter: ::core::option::Option<QuarantineFilter>,
+    /// Why, for people and the audit trail; 1 byte to 1 KiB. Not needed with dry_run.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    /// Only counts what matches. Nothing is changed.
+    #[prost(bool, tag = "4")]
+    pub dry_run: bool,
+    /// At most this many rows are looked at, 1 to 1000; 0 means 1000.
+    #[prost(int32, tag = "5")]
+    pub page_size: i32,
+    /// next_page_token of the call before; empty means the first rows.
+    #[prost(string, tag = "6")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// Response of DiscardQuarantinedRows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiscardQuarantinedRowsResponse {
+    /// How many rows of this page matched.
+    #[prost(int32, tag = "1")]
+    pub matched: i32,
+    /// How many of the tasks were ended. 0 with dry_run.
+    #[prost(int32, tag = "2")]
+    pub discarded: i32,
+    /// To go on with; empty when the last row that matches has been looked at.
+    #[prost(string, tag = "3")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// Generated client implementations.
+pub mod quarantine_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Rows that were set aside because a build could not read them: each is kept whole, with every column and byte, until a build can read
+    /// it, somebody repairs it, or somebody discards it. A build releases by itself what it can read and has not refused before.
+    ///
+    /// Errors are as DistributorService describes them. Every mutation is written into the audit trail with its request_id. A mutation
+    /// that is repeated finds only what the first try has left, because a row that was released, repaired or discarded is not there any more;
+    /// the replica that answered a request_id within the last 10 minutes gives the same answer again without doing anything.
+    #[derive(Debug, Clone)]
+    pub struct QuarantineServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl QuarantineServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> QuarantineServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> QuarantineServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            QuarantineServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Lists rows that are set aside, in the order of the tasks' ids, which is the order of submission.
+        pub async fn list_quarantined_rows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListQuarantinedRowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListQuarantinedRowsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/millrace.distributor.v1.QuarantineService/ListQuarantinedRows",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "millrace.distributor.v1.QuarantineService",
+                        "ListQuarantinedRows",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Reads one row. NOT_FOUND NOT_QUARANTINED when the task is not set aside.
+        pub async fn get_quarantined_row(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetQuarantinedRowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetQuarantinedRowResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/millrace.distributor.v1.QuarantineService/GetQuarantinedRow",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "millrace.distributor.v1.QuarantineService",
+                        "GetQuarantinedRow",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes columns or the spec of a row, and releases it if the answering build can read it then; changes nothing otherwise.
+        /// INVALID_ARGUMENT: the spec breaks a bound, or the database refuses a column or a value. FAILED_PRECONDITION STILL_UNREADABLE: with the
+        /// change the row still cannot be read; the message names the column. NOT_FOUND NOT_QUARANTINED: the task is not set aside.
+        pub async fn repair_quarantined_row(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RepairQuarantinedRowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RepairQuarantinedRowResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/millrace.distributor.v1.QuarantineService/RepairQuarantinedRow",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "millrace.distributor.v1.QuarantineService",
+                        "RepairQuarantinedRow",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Releases rows that match and that the answering build can read, also those that it has refused before. A released task waits in
+        /// its queue again; one that was being cancelled when it was set aside ends as CANCELLED.
+        pub async fn release_quarantined_rows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseQuarantinedRowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseQuarantinedRowsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/millrace.distributor.v1.QuarantineService/ReleaseQuarantinedRows",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "millrace.distributor.v1.QuarantineService",
+                        "ReleaseQuarantinedRows",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends tasks whose rows match as CANCELLED. The rows go whole into the audit trail.
+        pub async fn discard_quarantined_rows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DiscardQuarantinedRowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DiscardQuarantinedRowsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/millrace.distributor.v1.QuarantineService/DiscardQuarantinedRows",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "millrace.distributor.v1.QuarantineService",
+                        "DiscardQuarantinedRows",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod quarantine_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with QuarantineServiceServer.
+    #[async_trait]
+    pub trait QuarantineService: std::marker::Send + std::marker::Sync + 'static {
+        /// Lists rows that are set aside, in the order of the tasks' ids, which is the order of submission.
+        async fn list_quarantined_rows(
+            &self,
+            request: tonic::Request<super::ListQuarantinedRowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListQuarantinedRowsResponse>,
+            tonic::Status,
+        >;
+        /// Reads one row. NOT_FOUND NOT_QUARANTINED when the task is not set aside.
+        async fn get_quarantined_row(
+            &self,
+            request: tonic::Request<super::GetQuarantinedRowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetQuarantinedRowResponse>,
+            tonic::Status,
+        >;
+        /// Changes columns or the spec of a row, and releases it if the answering build can read it then; changes nothing otherwise.
+        /// INVALID_ARGUMENT: the spec breaks a bound, or the database refuses a column or a value. FAILED_PRECONDITION STILL_UNREADABLE: with the
+        /// change the row still cannot be read; the message names the column. NOT_FOUND NOT_QUARANTINED: the task is not set aside.
+        async fn repair_quarantined_row(
+            &self,
+            request: tonic::Request<super::RepairQuarantinedRowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RepairQuarantinedRowResponse>,
+            tonic::Status,
+        >;
+        /// Releases rows that match and that the answering build can read, also those that it has refused before. A released task waits in
+        /// its queue again; one that was being cancelled when it was set aside ends as CANCELLED.
+        async fn release_quarantined_rows(
+            &self,
+            request: tonic::Request<super::ReleaseQuarantinedRowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseQuarantinedRowsResponse>,
+            tonic::Status,
+        >;
+        /// Ends tasks whose rows match as CANCELLED. The rows go whole into the audit trail.
+        async fn discard_quarantined_rows(
+            &self,
+            request: tonic::Request<super::DiscardQuarantinedRowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DiscardQuarantinedRowsResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Rows that were set aside because a build could not read them: each is kept whole, with every column and byte, until a build can read
+    /// it, somebody repairs it, or somebody discards it. A build releases by itself what it can read and has not refused before.
+    ///
+    /// Errors are as DistributorService describes them. Every mutation is written into the audit trail with its request_id. A mutation
+    /// that is repeated finds only what the first try has left, because a row that was released, repaired or discarded is not there any more;
+    /// the replica that answered a request_id within the last 10 minutes gives the same answer again without doing anything.
+    #[derive(Debug)]
+    pub struct QuarantineServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> QuarantineServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for QuarantineServiceServer<T>
+    where
+        T: QuarantineService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/millrace.distributor.v1.QuarantineService/ListQuarantinedRows" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListQuarantinedRowsSvc<T: QuarantineService>(pub Arc<T>);
+                    impl<
+                        T: QuarantineService,
+                    > tonic::server::UnaryService<super::ListQuarantinedRowsRequest>
+                    for ListQuarantinedRowsSvc<T> {
+                        type Response = super::ListQuarantinedRowsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListQuarantinedRowsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as QuarantineService>::list_quarantined_rows(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListQuarantinedRowsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/millrace.distributor.v1.QuarantineService/GetQuarantinedRow" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetQuarantinedRowSvc<T: QuarantineService>(pub Arc<T>);
+                    impl<
+                        T: QuarantineService,
+                    > tonic::server::UnaryService<super::GetQuarantinedRowRequest>
+                    for GetQuarantinedRowSvc<T> {
+                        type Response = super::GetQuarantinedRowResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetQuarantinedRowRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as QuarantineService>::get_quarantined_row(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetQuarantinedRowSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/millrace.distributor.v1.QuarantineService/RepairQuarantinedRow" => {
+                    #[allow(non_camel_case_types)]
+                    struct RepairQuarantinedRowSvc<T: QuarantineService>(pub Arc<T>);
+                    impl<
+                        T: QuarantineService,
+                    > tonic::server::UnaryService<super::RepairQuarantinedRowRequest>
+                    for RepairQuarantinedRowSvc<T> {
+                        type Response = super::RepairQuarantinedRowResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RepairQuarantinedRowRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as QuarantineService>::repair_quarantined_row(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RepairQuarantinedRowSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/millrace.distributor.v1.QuarantineService/ReleaseQuarantinedRows" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseQuarantinedRowsSvc<T: QuarantineService>(pub Arc<T>);
+                    impl<
+                        T: QuarantineService,
+                    > tonic::server::UnaryService<super::ReleaseQuarantinedRowsRequest>
+                    for ReleaseQuarantinedRowsSvc<T> {
+                        type Response = super::ReleaseQuarantinedRowsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseQuarantinedRowsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as QuarantineService>::release_quarantined_rows(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseQuarantinedRowsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/millrace.distributor.v1.QuarantineService/DiscardQuarantinedRows" => {
+                    #[allow(non_camel_case_types)]
+                    struct DiscardQuarantinedRowsSvc<T: QuarantineService>(pub Arc<T>);
+                    impl<
+                        T: QuarantineService,
+                    > tonic::server::UnaryService<super::DiscardQuarantinedRowsRequest>
+                    for DiscardQuarantinedRowsSvc<T> {
+                        type Response = super::DiscardQuarantinedRowsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DiscardQuarantinedRowsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as QuarantineService>::discard_quarantined_rows(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DiscardQuarantinedRowsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for QuarantineServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "millrace.distributor.v1.QuarantineService";
+    impl<T> tonic::server::NamedService for QuarantineServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -12,13 +12,14 @@ macro_rules! uuid_type {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.hyphenated().fmt(f)
+                fmt::Display::fmt(self.0.as_hyphenated(), f)
             }
         }
 
+        // As for people: logs and failed assertions show what one can search for.
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.hyphenated().fmt(f)
+                fmt::Display::fmt(self, f)
             }
         }
 
@@ -98,6 +99,8 @@ mod tests {
     fn ids_have_one_spelling() {
         let text = "0190a0b0-0000-7000-8000-00000000002a";
         assert_eq!(text.parse::<TaskId>().unwrap().to_string(), text);
+        assert_eq!(format!("{:?}", text.parse::<SessionId>().unwrap()), text);
+        assert_eq!(format!("{:?}", Some(text.parse::<MemberId>().unwrap())), format!("Some({text})"));
         assert!("0190a0b00000700080000000000000002a".parse::<TaskId>().is_err());
         assert!("{0190a0b0-0000-7000-8000-00000000002a}".parse::<TaskId>().is_err());
         assert!(TaskId::from_bytes(&[0; 15]).is_err());

@@ -5,10 +5,12 @@
 //! the recovery paths and the simulation all run the same rules.
 
 pub mod credit;
+pub mod foreign;
 pub mod held;
 pub mod id;
 pub mod lease;
 pub mod matcher;
+pub mod owners;
 pub mod retry;
 pub mod route;
 pub mod served;

@@ -5,7 +5,14 @@
 //! an orchestrator may need to come back. A database that was down, replicas that were all gone and a clock that was
 //! set therefore age no lease.
 
+use std::time::Duration;
+
 use crate::time::Timestamp;
+
+/// How much longer a session's lease lasts in the database than its orchestrator is told (R16). Served time moves in ticks: the
+/// first tick after a renewal may count what had passed before it, up to one tick, and one tick more when the database's
+/// clock is set forward a little. An orchestrator that stops exclusive work by its own clock is then never late.
+pub const LEASE_SLACK: Duration = Duration::from_millis(1_000);
 
 /// The clock's state: one row of the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +98,27 @@ mod tests {
         assert_eq!(run(&[500, 1000, -3_600_000, -3_599_500]).served_ms, 1500);
         let forward = run(&[500, 1000, 3_600_000, 3_600_500]);
         assert_eq!((forward.served_ms, forward.is_frozen()), (1000, true));
+    }
+
+    #[test]
+    fn r16_a_lease_never_ends_before_its_orchestrator_believes() {
+        let ttl_ms = 5_000;
+        // Renewals at every moment between two ticks, ticks at every pace up to a gap, and one small step of the clock.
+        for (pace_ms, renewed_ms, step_ms) in (50..=RULE.gap_ms)
+            .step_by(50)
+            .flat_map(|pace| (0..pace).step_by(10).flat_map(move |at| [(pace, at, 0), (pace, at, 400)]))
+        {
+            let mut clock = ServedClock { served_ms: 0, ticked_at: Timestamp(0), frozen_ms: 0 };
+            let expires_ms = clock.served_ms + ttl_ms + LEASE_SLACK.as_millis() as i64;
+            let mut real_ms = 0;
+            while clock.served_ms <= expires_ms {
+                real_ms += pace_ms;
+                let stepped_ms = if real_ms > renewed_ms + 2_000 { step_ms } else { 0 };
+                clock = clock.tick(Timestamp((real_ms + stepped_ms) * 1000), RULE);
+            }
+            let lasted_ms = real_ms - renewed_ms;
+            assert!(lasted_ms >= ttl_ms, "renewed at {renewed_ms} of a tick of {pace_ms}: {lasted_ms}");
+        }
     }
 
     #[test]

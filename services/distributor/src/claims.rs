@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -13,11 +13,30 @@ use millrace_store::{Claim, Claimed, StoreError};
 
 use crate::{links::Link, sessions::Session, shared::Shared};
 
-/// A match that has a credit and is to be claimed.
+/// A match that has a credit and is to be claimed. Dropped before that is decided, be it because its batch panicked, it gives
+/// the credit back and returns the match: neither may leak (R6).
 pub(crate) struct ClaimItem {
     claim: Claim,
     session: Arc<Session>,
     link: Arc<Link>,
+    /// Weak, so that what waits in the gate does not keep the replica.
+    shared: Weak<Shared>,
+    open: bool,
+}
+
+impl Drop for ClaimItem {
+    fn drop(&mut self) {
+        if !self.open {
+            return;
+        }
+        self.session.unreserve();
+        self.link.answer(&self.claim.queue, self.claim.task, Verdict::Returned);
+        if let Some(shared) = self.shared.upgrade() {
+            // The claim may have been committed all the same: the comparison of lists finds it (R1).
+            self.session.ask_for_held(shared.now());
+            shared.links.demand(self.session.receiver, &self.session.queues);
+        }
+    }
 }
 
 /// How long sessions wait for which the claim gate had no room.
@@ -50,8 +69,10 @@ pub(crate) fn matched(shared: &Arc<Shared>, link: &Arc<Link>, matches: wire::Mat
             generation: session.generation,
             token: Token::new(cluster.incarnation, rand::random()),
         };
-        if let Err(item) = shared.claims.try_put(ClaimItem { claim, session, link: link.clone() }) {
+        let item = ClaimItem { claim, session, link: link.clone(), shared: Arc::downgrade(shared), open: true };
+        if let Err(mut item) = shared.claims.try_put(item) {
             // The gate is full: the database is slower than the demand. The task waits where it was.
+            item.open = false;
             item.session.unreserve();
             crowded_out.push(item.session.receiver);
             returned.push((task, Verdict::Returned));
@@ -76,7 +97,6 @@ pub(crate) fn matched(shared: &Arc<Shared>, link: &Arc<Link>, matches: wire::Mat
 /// The claim gate.
 pub(crate) fn run(shared: &Arc<Shared>, items: Vec<ClaimItem>) {
     if failpoint::hit("claim.before").is_some() {
-        give_up(shared, items);
         return;
     }
     let claims: Vec<Claim> = items.iter().map(|item| item.claim.clone()).collect();
@@ -100,11 +120,7 @@ pub(crate) fn run(shared: &Arc<Shared>, items: Vec<ClaimItem>) {
             if !error.is_transient() {
                 std::thread::sleep(FAILING);
             }
-            // A claim may have been committed all the same: the comparison of lists finds it (R1).
-            for item in &items {
-                item.session.ask_for_held(shared.now());
-            }
-            give_up(shared, items);
+            // Dropped, the items give everything back.
         }
     }
 }
@@ -113,8 +129,9 @@ fn settle(shared: &Arc<Shared>, items: Vec<ClaimItem>, results: Vec<Claimed>) {
     let now = shared.now();
     let mut answers: HashMap<(u64, String), Answers> = HashMap::new();
     let mut touched: BTreeMap<u64, Arc<Session>> = BTreeMap::new();
-    for (item, result) in items.into_iter().zip(results) {
-        let ClaimItem { claim, session, link } = item;
+    for (mut item, result) in items.into_iter().zip(results) {
+        item.open = false;
+        let (claim, session, link) = (&mut item.claim, item.session.clone(), item.link.clone());
         let verdict = match result {
             Claimed::Won(dispatch) => {
                 session.assign(*dispatch, now);
@@ -138,7 +155,7 @@ fn settle(shared: &Arc<Shared>, items: Vec<ClaimItem>, results: Vec<Claimed>) {
             }
         };
         touched.entry(session.receiver).or_insert(session);
-        let key = (link.id, claim.queue);
+        let key = (link.id, std::mem::take(&mut claim.queue));
         answers.entry(key).or_insert_with(|| (link, Vec::new())).1.push((claim.task, verdict));
     }
     for session in touched.values() {
@@ -155,10 +172,60 @@ fn settle(shared: &Arc<Shared>, items: Vec<ClaimItem>, results: Vec<Claimed>) {
     }
 }
 
-fn give_up(shared: &Arc<Shared>, items: Vec<ClaimItem>) {
-    for item in items {
-        item.session.unreserve();
-        item.link.answer(&item.claim.queue, item.claim.task, Verdict::Returned);
-        shared.links.demand(item.session.receiver, &item.session.queues);
+#[cfg(test)]
+mod tests {
+    use millrace_core::id::MemberId;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{fixture, gate::Gate, links};
+
+    #[tokio::test]
+    async fn r6_a_batch_that_panics_gives_its_credits_back_and_returns_its_matches() {
+        let replica = fixture::replica();
+        let (shared, session) = (&replica.shared, replica.session(&["default"], 2));
+        let link = links::tests::linked(shared, MemberId(Uuid::from_u128(9)), &[("default", 5)]);
+        assert_eq!(links::tests::sent(shared, &link), ["demand of 2"]);
+        let item = |seq| {
+            assert!(session.reserve("default", link.id, seq));
+            let claim = Claim {
+                task: TaskId(Uuid::from_u128(seq.into())),
+                queue: "default".into(),
+                epoch: 5,
+                session: session.id,
+                generation: 1,
+                token: Token::new(1, seq),
+            };
+            let (session, link) = (session.clone(), link.clone());
+            ClaimItem { claim, session, link, shared: Arc::downgrade(shared), open: true }
+        };
+        let (ran, seen) = std::sync::mpsc::channel();
+        let gate = Gate::start("test", 10, 10, move |batch: Vec<ClaimItem>| {
+            // Sent when the batch is dropped, after its items.
+            let _ran = scopeguard(ran.clone());
+            let _batch = batch;
+            panic!("a defect");
+        })
+        .unwrap();
+        assert!(gate.try_put(item(1)).is_ok());
+        seen.recv().unwrap();
+        assert!(gate.try_put(item(2)).is_ok());
+        seen.recv().unwrap();
+        assert_eq!(links::tests::sent(shared, &link), ["2 returned", "demand of 2"]);
+        assert!(session.reserve("default", link.id, 3) && session.reserve("default", link.id, 4), "both are free");
+        // What the batch had committed is found by comparing lists.
+        let asked = session.next().await.unwrap();
+        assert!(format!("{asked:?}").contains("SendHeld"), "{asked:?}");
+    }
+
+    /// Sends when it is dropped.
+    fn scopeguard(sender: std::sync::mpsc::Sender<()>) -> impl Drop {
+        struct Guard(std::sync::mpsc::Sender<()>);
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                let _ = self.0.send(());
+            }
+        }
+        Guard(sender)
     }
 }

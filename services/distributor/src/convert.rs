@@ -1,8 +1,11 @@
 //! Between the contract's types and the store's. Wire types stop here.
 
+mod quarantine;
+
 use std::time::Duration;
 
 use millrace_core::{
+    foreign::Defect,
     held::LeaseRef,
     id::{SessionId, TaskId},
     lease::Token,
@@ -13,11 +16,16 @@ use millrace_proto::{common::v1 as common, distributor::v1 as wire};
 use millrace_runtime::status::Fault;
 use millrace_store::{AttemptRow, Dispatch, Outcome, TaskRow, Waiting};
 
+pub(crate) use quarantine::{quarantine_filter, quarantined_row, set_aside};
+
+use crate::spec;
+
 const MAX_MESSAGE: usize = 1024;
 const MAX_TAIL: usize = 64 * 1024;
 
-/// A moment as the contract writes it.
+/// A moment as the contract writes it. Protobuf's time ends with the year 9999, which a damaged row need not.
 pub(crate) fn timestamp(us: i64) -> prost_types::Timestamp {
+    let us = us.clamp(-62_135_596_800_000_000, 253_402_300_799_999_999);
     prost_types::Timestamp { seconds: us.div_euclid(1_000_000), nanos: (us.rem_euclid(1_000_000) * 1000) as i32 }
 }
 
@@ -101,9 +109,10 @@ pub(crate) fn outcome_to_wire(outcome: Outcome) -> common::Outcome {
 
 /// Writes a task.
 pub(crate) fn task(row: TaskRow) -> wire::Task {
+    let (spec, left_out) = spec::shown(row.spec);
     wire::Task {
         id: row.envelope.id.to_string(),
-        spec: row.spec.into(),
+        spec,
         queue: row.envelope.queue,
         state: row.state as i32,
         attempt: row.attempt,
@@ -124,7 +133,14 @@ pub(crate) fn task(row: TaskRow) -> wire::Task {
         orchestrator: row.orchestrator,
         traceparent: row.envelope.trace_context,
         attempts: Vec::new(),
+        quarantine: None,
+        ignored: row.ignored.into_iter().chain(left_out).map(defect).collect(),
     }
+}
+
+/// Writes what is wrong with a column.
+pub(crate) fn defect(defect: Defect) -> wire::Defect {
+    wire::Defect { column: defect.column, error: defect.error }
 }
 
 /// Writes an earlier attempt.
@@ -146,7 +162,7 @@ pub(crate) fn assignment(dispatch: Dispatch, seq: u64, resent: bool) -> wire::As
         attempt: dispatch.lease.attempt,
         lease_token: dispatch.lease.token.to_string(),
         queue: dispatch.queue,
-        spec: dispatch.spec.into(),
+        spec: spec::clean(dispatch.spec),
         timeout: dispatch.timeout_ms.map(|ms| span(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))),
         traceparent: dispatch.trace_context,
         dispatch_time: Some(timestamp(dispatch.dispatched_at_us)),
@@ -166,17 +182,17 @@ pub(crate) fn offer(waiting: &Waiting) -> millrace_proto::queue::v1::Offer {
     }
 }
 
-/// Reads the states of a filter.
-pub(crate) fn states(numbers: &[i32]) -> Result<Vec<State>, Fault> {
-    numbers
-        .iter()
-        .map(|number| {
-            i16::try_from(*number)
-                .ok()
-                .and_then(|number| State::try_from(number).ok())
-                .ok_or_else(|| Fault::invalid("states", format!("{number} is not a state to list by")))
-        })
-        .collect()
+/// The states of a filter: those of the rows of tasks, and whether those that are set aside are meant.
+pub(crate) fn states(numbers: &[i32]) -> Result<(Vec<State>, bool), Fault> {
+    const QUARANTINED: i32 = common::TaskState::Quarantined as i32;
+    let state = |number: &i32| {
+        i16::try_from(*number)
+            .ok()
+            .and_then(|number| State::try_from(number).ok())
+            .ok_or_else(|| Fault::invalid("states", format!("{number} is not a state to list by")))
+    };
+    let states = numbers.iter().filter(|number| **number != QUARANTINED).map(state).collect::<Result<_, _>>()?;
+    Ok((states, numbers.is_empty() || numbers.contains(&QUARANTINED)))
 }
 
 /// Reads a session id.

@@ -16,8 +16,8 @@ pub(crate) struct Gate<T> {
 }
 
 impl<T: Send + 'static> Gate<T> {
-    /// Starts the thread. It ends when every gate handle is dropped. A panic costs the batch that caused it: its callers see
-    /// their replies dropped and answer UNAVAILABLE.
+    /// Starts the thread. It ends when every gate handle is dropped. A panic costs the batch that caused it, whose items are
+    /// dropped: what an item has promised to others, its `Drop` has to settle.
     pub(crate) fn start(
         name: &'static str,
         capacity: usize,
@@ -30,7 +30,7 @@ impl<T: Send + 'static> Gate<T> {
             while receiver.blocking_recv_many(&mut batch, most) > 0 {
                 let full = std::mem::take(&mut batch);
                 if catch_unwind(AssertUnwindSafe(|| run(full))).is_err() {
-                    tracing::error!(gate = name, "a batch panicked; its callers are told to try again");
+                    tracing::error!(gate = name, "a batch panicked; its items are given up");
                 }
             }
         })?;

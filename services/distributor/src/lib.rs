@@ -6,6 +6,7 @@
 //! [`gate`], where the next batch gathers while a commit is in flight. Background loops are in [`tasks`], gRPC handlers in
 //! [`rpc`]; wire types stop at [`convert`] and [`spec`].
 
+mod answered;
 mod beats;
 mod claims;
 mod convert;
@@ -14,7 +15,9 @@ mod gate;
 mod links;
 mod metrics;
 mod notices;
+mod outbox;
 mod output;
+mod quarantine;
 mod routing;
 mod rpc;
 mod sessions;
@@ -22,6 +25,7 @@ mod settings;
 mod shared;
 mod spec;
 mod submit;
+mod suspicion;
 mod tasks;
 mod watch;
 
@@ -29,15 +33,21 @@ use std::sync::Arc;
 
 use millrace_proto::distributor::v1::{
     distributor_service_server::DistributorServiceServer, peer_service_server::PeerServiceServer,
+    quarantine_service_server::QuarantineServiceServer,
 };
 use millrace_runtime::Context;
 use tonic::service::RoutesBuilder;
 
 pub use settings::Settings;
 use shared::Shared;
+pub use spec::read_foreign;
 
 /// The gRPC services that a distributor serves.
-pub const SERVICES: &[&str] = &["millrace.distributor.v1.DistributorService", "millrace.distributor.v1.PeerService"];
+pub const SERVICES: &[&str] = &[
+    "millrace.distributor.v1.DistributorService",
+    "millrace.distributor.v1.QuarantineService",
+    "millrace.distributor.v1.PeerService",
+];
 
 /// A running replica.
 pub struct Distributor {
@@ -59,6 +69,7 @@ impl Distributor {
     /// Starts the loops of a replica. The database need not answer yet: the replica is NOT_SERVING until it does.
     pub async fn start(settings: Settings, context: Context) -> Result<Self, StartError> {
         settings.check().map_err(StartError::Settings)?;
+        spec::limit_size(settings.max_message_bytes);
         let shared = Shared::start(settings, context)?;
         tasks::start(&shared);
         Ok(Self { shared })
@@ -73,9 +84,17 @@ impl Distributor {
                 .max_encoding_message_size(limit),
         );
         routes.add_service(
+            QuarantineServiceServer::new(rpc::Quarantine::new(self.shared.clone()))
+                .max_decoding_message_size(limit)
+                .max_encoding_message_size(limit),
+        );
+        routes.add_service(
             PeerServiceServer::new(rpc::Peer::new(self.shared.clone()))
                 .max_decoding_message_size(limit)
                 .max_encoding_message_size(limit),
         );
     }
 }
+
+#[cfg(test)]
+mod fixture;

@@ -41,6 +41,8 @@ pub(crate) struct Metrics {
     pub(crate) resent: Counter,
     /// Orchestrators whose lease ran out, as found by this replica.
     pub(crate) leases_lost: Counter,
+    /// Streams ended because their orchestrator did not read them.
+    pub(crate) unread_streams: Counter,
     /// Orchestrators connected.
     pub(crate) sessions: Gauge,
     /// Live output kept in memory.
@@ -60,6 +62,7 @@ impl Metrics {
             stale_claims: Counter::default(),
             resent: Counter::default(),
             leases_lost: Counter::default(),
+            unread_streams: Counter::default(),
             sessions: Gauge::default(),
             output_bytes: Gauge::default(),
         };
@@ -77,6 +80,7 @@ impl Metrics {
         registry.register("claims_stale", "Claims of tasks that did not wait any more", metrics.stale_claims.clone());
         registry.register("assignments_resent", "Assignments sent again", metrics.resent.clone());
         registry.register("leases_lost", "Orchestrators whose lease ran out", metrics.leases_lost.clone());
+        registry.register("streams_unread", "Streams ended for not being read", metrics.unread_streams.clone());
         registry.register("orchestrators_connected", "Orchestrators on this replica", metrics.sessions.clone());
         registry.register("output_kept_bytes", "Live output kept in memory", metrics.output_bytes.clone());
         metrics

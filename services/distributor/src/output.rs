@@ -35,7 +35,7 @@ pub(crate) struct Outputs {
 struct Table {
     tasks: HashMap<TaskId, Ring>,
     bytes: usize,
-    /// Ended attempts, oldest first.
+    /// Ended attempts, oldest first; those that have gone on since are skipped.
     ended: VecDeque<(Duration, TaskId, i32)>,
 }
 
@@ -46,6 +46,8 @@ struct Ring {
     bytes: usize,
     /// Where the newest chunk ended; repeats of a reconnected orchestrator lie before it.
     end: u64,
+    /// When the attempt ended, or its session left this replica. A session that comes back writes on.
+    ended: Option<Duration>,
     watchers: Vec<mpsc::Sender<TaskOutput>>,
 }
 
@@ -63,6 +65,7 @@ impl Outputs {
             table.bytes -= ring.bytes;
             *ring = Ring { attempt, watchers: std::mem::take(&mut ring.watchers), ..Ring::default() };
         }
+        ring.ended = None;
         for mut chunk in chunks {
             chunk.data.truncate(MAX_CHUNK);
             // A reconnected orchestrator sends again what it still has.
@@ -102,10 +105,11 @@ impl Outputs {
         (kept, receiver)
     }
 
-    /// The attempt has ended: its output stays for a while.
+    /// The attempt has ended, or goes on elsewhere: its output stays for a while.
     pub(crate) fn ended(&self, task: TaskId, now: Duration) {
         let mut table = lock(&self.table);
-        if let Some(ring) = table.tasks.get(&task) {
+        if let Some(ring) = table.tasks.get_mut(&task) {
+            ring.ended = Some(now);
             let attempt = ring.attempt;
             table.ended.push_back((now, task, attempt));
         }
@@ -135,6 +139,13 @@ impl Table {
                 break;
             }
             self.ended.pop_front();
+            self.drop_ended(task, attempt, ended);
+        }
+    }
+
+    /// Drops the output of an attempt that has ended at this moment and not gone on since.
+    fn drop_ended(&mut self, task: TaskId, attempt: i32, ended: Duration) {
+        if self.tasks.get(&task).is_some_and(|ring| ring.ended == Some(ended)) {
             self.drop_chunks(task, attempt);
         }
     }
@@ -142,8 +153,8 @@ impl Table {
     /// Past the bound, the output that ended first goes, then the largest.
     fn shrink(&mut self, bound: usize) {
         while self.bytes > bound {
-            if let Some((_, task, attempt)) = self.ended.pop_front() {
-                self.drop_chunks(task, attempt);
+            if let Some((ended, task, attempt)) = self.ended.pop_front() {
+                self.drop_ended(task, attempt, ended);
             } else if let Some(task) = self.tasks.iter().max_by_key(|(_, ring)| ring.bytes).map(|(task, _)| *task) {
                 let attempt = self.tasks.get(&task).map_or(0, |ring| ring.attempt);
                 self.drop_chunks(task, attempt);
@@ -219,6 +230,19 @@ mod tests {
         }
         assert!(outputs.bytes() <= 600_000);
         outputs.ended(task(99), LINGER);
+        assert_eq!(outputs.bytes(), 0);
+    }
+
+    #[test]
+    fn output_of_an_attempt_that_comes_back_is_kept() {
+        let outputs = Outputs::new(1_000_000);
+        outputs.push(task(1), 1, vec![chunk(0, b"before")]);
+        outputs.ended(task(1), Duration::ZERO);
+        outputs.push(task(1), 1, vec![chunk(6, b" after")]);
+        outputs.tidy(LINGER);
+        assert_eq!(text(&outputs.watch(task(1)).0), "before after");
+        outputs.ended(task(1), LINGER);
+        outputs.tidy(LINGER * 2);
         assert_eq!(outputs.bytes(), 0);
     }
 

@@ -1,7 +1,7 @@
 //! The orchestrators' sessions whose streams are on this replica.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -14,13 +14,13 @@ use millrace_core::{
     held::{Held, LeaseRef},
     id::SessionId,
 };
-use millrace_proto::distributor::v1::{self as wire, connect_orchestrator_response::Message};
+use millrace_proto::distributor::v1 as wire;
 use millrace_runtime::status::Fault;
 use millrace_store::Dispatch;
 use tokio::sync::Notify;
 use tonic::Status;
 
-use crate::{convert, shared::lock};
+use crate::{convert, outbox::Outbox, shared::lock};
 
 /// Heartbeats in a row that may differ while attempts come and go.
 const DIFFERING: u32 = 6;
@@ -31,11 +31,10 @@ const LATE_COMMIT: Duration = Duration::from_secs(10);
 /// Ended attempts that are remembered.
 const ENDED_LATELY: usize = 10_000;
 
-/// Items of one message. With a spec of the largest size beyond it, a message stays below the bound of either side.
-const CHUNK_ITEMS: usize = 1_000;
-
-/// Bytes after which a message of assignments is full.
-const CHUNK_BYTES: usize = 1024 * 1024;
+/// Results, cancellations and revocations that may wait for an orchestrator: as many as a session may hold attempts. Past it the
+/// stream ends with RESOURCE_EXHAUSTED, and what waits is dropped: a resume compares the lists anew, and results that were
+/// not answered are reported again.
+const OUTBOX: usize = 100_000;
 
 /// Every session on this replica.
 #[derive(Default)]
@@ -73,10 +72,16 @@ struct State {
     held: Held,
     /// Accepted since the last heartbeat that was written.
     accepted: Vec<LeaseRef>,
-    demands: BTreeMap<String, Demand>,
+    /// The last match seen of each queue on each link. Numbers of one link mean nothing on another.
+    acked: HashMap<u64, BTreeMap<String, u64>>,
+    /// The number of the last demand, whichever queue and link it was for: it only rises, so that an older demand changes nothing
+    /// anywhere.
+    demand_seq: u64,
     outbox: Outbox,
     /// The stream is over, with this status unless it ended well.
     ended: Option<Option<Status>>,
+    /// The orchestrator reads too slowly for what it is to be told: nothing more gathers.
+    overflowed: bool,
     /// A list exchange has been asked for and has not been answered.
     asked_for_held: bool,
     /// Since when a write for this session may have been committed unseen; lists are compared until one comparison has read the
@@ -89,26 +94,6 @@ struct State {
     changes: u64,
     /// What `changes` was when a digest first differed, and how many heartbeats in a row have differed.
     differed: Option<(u64, u32)>,
-}
-
-/// The numbers of one queue's demand on one link.
-#[derive(Default)]
-struct Demand {
-    link: u64,
-    seq: u64,
-    acked: u64,
-}
-
-/// What is on its way to the orchestrator. Bounded: assignments by credits, the rest by what it holds.
-#[derive(Default)]
-struct Outbox {
-    assignments: Vec<wire::Assignment>,
-    results: Vec<wire::CompletionResult>,
-    cancels: Vec<wire::LeaseRef>,
-    revoked: Vec<wire::LeaseRef>,
-    heartbeat: Option<u64>,
-    send_held: bool,
-    go_away: Option<wire::GoAway>,
 }
 
 /// What a session can take from a queue now.
@@ -146,13 +131,16 @@ impl Sessions {
         Some(session)
     }
 
-    /// Takes a session out once its stream is over.
-    pub(crate) fn leave(&self, session: &Session) {
+    /// Takes a session out once its stream is over. True when the session itself has left with it: it was not resumed here, and
+    /// had not been taken out before.
+    pub(crate) fn leave(&self, session: &Session) -> bool {
         let mut table = lock(&self.table);
         table.by_receiver.remove(&session.receiver);
-        if table.by_id.get(&session.id) == Some(&session.receiver) {
+        let present = table.by_id.get(&session.id) == Some(&session.receiver);
+        if present {
             table.by_id.remove(&session.id);
         }
+        present
     }
 
     pub(crate) fn by_receiver(&self, receiver: u64) -> Option<Arc<Session>> {
@@ -173,11 +161,18 @@ impl Sessions {
     }
 
     /// What the receiver can take from the queue, numbered for this link.
-    pub(crate) fn demand(&self, receiver: u64, queue: &str, link: u64) -> Option<DemandOf> {
+    pub(crate) fn demand(&self, receiver: u64, queue: &str, link: u64) -> DemandOf {
         match self.by_receiver(receiver) {
-            Some(session) => Some(session.demand(queue, link)),
+            Some(session) => session.demand(queue, link),
             // It has left: the owner forgets its numbers.
-            None => Some(DemandOf { seq: u64::MAX, credits: 0, acked: 0, closed: true }),
+            None => DemandOf { seq: u64::MAX, credits: 0, acked: 0, closed: true },
+        }
+    }
+
+    /// A link is over, and its numbers with it.
+    pub(crate) fn forget_link(&self, link: u64) {
+        for session in self.all() {
+            lock(&session.state).acked.remove(&link);
         }
     }
 }
@@ -199,26 +194,36 @@ impl Session {
             true => 0,
             false => state.credits.available().saturating_sub(state.reserved),
         };
-        let demand = state.demands.entry(queue.to_owned()).or_default();
-        if demand.link != link {
-            *demand = Demand { link, ..Demand::default() };
-        }
-        demand.seq += 1;
-        DemandOf { seq: demand.seq, credits, acked: demand.acked, closed: false }
+        state.demand_seq += 1;
+        let seq = state.demand_seq;
+        let of_link = state.acked.entry(link).or_default();
+        let acked = match of_link.get(queue) {
+            Some(acked) => *acked,
+            None => *of_link.entry(queue.to_owned()).or_default(),
+        };
+        DemandOf { seq, credits, acked, closed: false }
     }
 
-    /// Notes that a match has come, and promises it a credit if one is free.
+    /// Notes that a match has come, and promises it a credit if one is free. A match on a link over which no demand has gone was
+    /// never asked for.
     pub(crate) fn reserve(&self, queue: &str, link: u64, seq: u64) -> bool {
         let mut state = lock(&self.state);
-        match state.demands.get_mut(queue) {
-            Some(demand) if demand.link == link => demand.acked = demand.acked.max(seq),
-            _ => return false,
+        match state.acked.get_mut(&link).and_then(|of_link| of_link.get_mut(queue)) {
+            Some(acked) => *acked = (*acked).max(seq),
+            None => return false,
         }
         let free = state.ended.is_none() && state.serves(queue) && state.credits.available() > state.reserved;
         if free {
             state.reserved += 1;
         }
         free
+    }
+
+    /// Takes no more matches from now on; returns how many claims are under way.
+    pub(crate) fn take_no_more(&self) -> u32 {
+        let mut state = lock(&self.state);
+        state.only = Some(BTreeSet::new());
+        state.reserved
     }
 
     /// Gives a promised credit back.
@@ -241,19 +246,25 @@ impl Session {
     }
 
     /// Sends attempts again that the orchestrator may know already (R1). One that has ended since the caller looked is left out:
-    /// sent again, it would run again.
+    /// sent again, it would run again. So is one that still waits here, or a stream that nobody reads would gather it again and
+    /// again.
     pub(crate) fn send_again(&self, dispatches: Vec<Dispatch>, now: Duration) {
         let mut state = lock(&self.state);
+        let waiting: HashSet<(String, i32)> =
+            state.outbox.assignments.iter().map(|waiting| (waiting.task_id.clone(), waiting.attempt)).collect();
         for dispatch in dispatches {
             if !state.held.holds(dispatch.lease) {
                 continue;
             }
             if dispatch.state == millrace_core::task::State::Cancelling {
-                state.outbox.cancels.push(convert::lease_ref(dispatch.lease));
+                state.gather(|outbox| outbox.cancels.push(convert::lease_ref(dispatch.lease)));
             }
             state.held.assigned(dispatch.lease, now);
+            if waiting.contains(&(dispatch.lease.task.to_string(), dispatch.lease.attempt)) {
+                continue;
+            }
             let seq = state.credits.take_uncounted();
-            state.outbox.assignments.push(convert::assignment(dispatch, seq, true));
+            state.gather(|outbox| outbox.assignments.push(convert::assignment(dispatch, seq, true)));
         }
         drop(state);
         self.wake.notify_one();
@@ -319,7 +330,7 @@ impl Session {
                     state.ended_lately.pop_front();
                 }
             }
-            state.outbox.results.push(result);
+            state.gather(|outbox| outbox.results.push(result));
         }
         drop(state);
         self.wake.notify_one();
@@ -381,7 +392,7 @@ impl Session {
             }
         }
         let difference = state.held.compare(theirs, now, patience);
-        state.outbox.revoked.extend(difference.foreign.into_iter().map(convert::lease_ref));
+        state.gather(|outbox| outbox.revoked.extend(difference.foreign.into_iter().map(convert::lease_ref)));
         drop(state);
         self.wake.notify_one();
         difference.missing
@@ -395,7 +406,7 @@ impl Session {
     /// Tells the orchestrator to stop attempts. Repeats do no harm.
     pub(crate) fn cancel(&self, leases: impl IntoIterator<Item = LeaseRef>) {
         let mut state = lock(&self.state);
-        state.outbox.cancels.extend(leases.into_iter().map(convert::lease_ref));
+        state.gather(|outbox| outbox.cancels.extend(leases.into_iter().map(convert::lease_ref)));
         drop(state);
         self.wake.notify_one();
     }
@@ -416,6 +427,11 @@ impl Session {
     pub(crate) fn end(&self, status: Option<Status>) {
         lock(&self.state).ended.get_or_insert(status);
         self.wake.notify_one();
+    }
+
+    /// Whether more had gathered for the orchestrator than may wait: its stream is over, whether or not it reads that.
+    pub(crate) fn has_overflowed(&self) -> bool {
+        lock(&self.state).overflowed
     }
 
     /// Wakes the stream after assignments.
@@ -449,73 +465,30 @@ impl Session {
 }
 
 impl State {
+    /// Puts something into the outbox, or ends the stream because more waits than may.
+    fn gather(&mut self, put: impl FnOnce(&mut Outbox)) {
+        if self.overflowed {
+            return;
+        }
+        put(&mut self.outbox);
+        if self.outbox.waiting() > OUTBOX {
+            self.overflowed = true;
+            self.outbox = Outbox::default();
+            let message = "the orchestrator does not read what it is sent; resume the session";
+            let fault = Fault::exhausted("STREAM_NOT_READ", message, Duration::from_secs(1));
+            self.ended.get_or_insert(Some(fault.into()));
+        }
+    }
+
     fn serves(&self, queue: &str) -> bool {
         self.only.as_ref().is_none_or(|only| only.contains(queue))
     }
 }
 
-impl Outbox {
-    fn messages(self) -> Vec<wire::ConnectOrchestratorResponse> {
-        let mut messages = Vec::new();
-        for results in self.results.chunks(CHUNK_ITEMS) {
-            messages.push(Message::CompletionResults(wire::CompletionResults { results: results.to_vec() }));
-        }
-        for assignments in by_size(self.assignments) {
-            messages.push(Message::Assignments(wire::Assignments { assignments }));
-        }
-        for leases in self.cancels.chunks(CHUNK_ITEMS) {
-            messages.push(Message::CancelAttempts(wire::CancelAttempts { leases: leases.to_vec() }));
-        }
-        for leases in self.revoked.chunks(CHUNK_ITEMS) {
-            messages.push(Message::RevokeAttempts(wire::RevokeAttempts { leases: leases.to_vec() }));
-        }
-        if let Some(seq) = self.heartbeat {
-            messages.push(Message::HeartbeatResult(wire::HeartbeatResult { seq }));
-        }
-        if self.send_held {
-            messages.push(Message::SendHeld(wire::SendHeld {}));
-        }
-        if let Some(go_away) = self.go_away {
-            messages.push(Message::GoAway(go_away));
-        }
-        messages.into_iter().map(|message| wire::ConnectOrchestratorResponse { message: Some(message) }).collect()
-    }
-}
-
-/// Assignments in messages that either side can take.
-fn by_size(assignments: Vec<wire::Assignment>) -> Vec<Vec<wire::Assignment>> {
-    let mut messages: Vec<Vec<wire::Assignment>> = Vec::new();
-    let mut bytes = 0;
-    for assignment in assignments {
-        bytes += assignment.spec.len() + 256;
-        match messages.last_mut() {
-            Some(message) if bytes <= CHUNK_BYTES && message.len() < CHUNK_ITEMS => message.push(assignment),
-            _ => {
-                bytes = assignment.spec.len() + 256;
-                messages.push(vec![assignment]);
-            }
-        }
-    }
-    messages
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn assignment(bytes: usize) -> wire::Assignment {
-        wire::Assignment { spec: vec![0; bytes].into(), ..Default::default() }
-    }
-
-    #[test]
-    fn messages_stay_below_what_either_side_takes() {
-        let large: Vec<_> = (0..100).map(|_| assignment(256 * 1024)).collect();
-        let messages = by_size(large);
-        assert_eq!(messages.iter().map(Vec::len).sum::<usize>(), 100);
-        assert!(messages.iter().all(|message| message.iter().map(|one| one.spec.len()).sum::<usize>() <= CHUNK_BYTES));
-        assert_eq!(by_size((0..2_500).map(|_| assignment(10)).collect()).len(), 3);
-        assert_eq!(by_size(vec![assignment(5 * CHUNK_BYTES)]).len(), 1);
-    }
+    use crate::fixture::dispatch;
 
     #[test]
     fn r1_a_doubt_outlives_a_comparison_that_came_too_early() {
@@ -542,19 +515,7 @@ mod tests {
         let sessions = Sessions::default();
         let id = SessionId(uuid::Uuid::from_u128(1));
         let session = sessions.enter(id, 1, "one".into(), vec!["default".into()]).unwrap();
-        let dispatch = Dispatch {
-            lease: LeaseRef {
-                task: millrace_core::id::TaskId(uuid::Uuid::from_u128(7)),
-                attempt: 1,
-                token: millrace_core::lease::Token::new(1, 7),
-            },
-            queue: "default".into(),
-            spec: Vec::new(),
-            timeout_ms: None,
-            trace_context: String::new(),
-            dispatched_at_us: 0,
-            state: millrace_core::task::State::Dispatched,
-        };
+        let dispatch = dispatch(7);
         let at = Duration::from_secs;
         session.assign(dispatch.clone(), at(1));
         session.finish([(Some(dispatch.lease), wire::CompletionResult::default())], at(10));
@@ -562,6 +523,76 @@ mod tests {
         assert!(missing.is_empty() && session.leases().is_empty());
         session.send_again(vec![dispatch], at(12));
         assert!(session.leases().is_empty());
+    }
+
+    #[test]
+    fn r1_an_attempt_that_still_waits_here_is_not_gathered_again() {
+        let sessions = Sessions::default();
+        let id = SessionId(uuid::Uuid::from_u128(1));
+        let session = sessions.enter(id, 1, "one".into(), vec!["default".into()]).unwrap();
+        session.assign(dispatch(7), Duration::ZERO);
+        session.send_again(vec![dispatch(7)], Duration::from_secs(5));
+        assert_eq!(lock(&session.state).outbox.assignments.len(), 1);
+        std::mem::take(&mut lock(&session.state).outbox);
+        session.send_again(vec![dispatch(7)], Duration::from_secs(10));
+        assert_eq!(lock(&session.state).outbox.assignments.len(), 1);
+    }
+
+    #[test]
+    fn r6_a_demand_flushed_on_an_old_link_leaves_the_numbers_of_the_new_one() {
+        let sessions = Sessions::default();
+        let id = SessionId(uuid::Uuid::from_u128(1));
+        let session = sessions.enter(id, 1, "one".into(), vec!["default".into(), "b".into()]).unwrap();
+        assert!(session.grant(wire::Grant { seq: 1, credits: 5, ..Default::default() }));
+        let demand = |queue: &str, link| {
+            let DemandOf { seq, credits, acked, .. } = sessions.demand(session.receiver, queue, link);
+            (seq, credits, acked)
+        };
+        assert_eq!(demand("default", 1), (1, 5, 0));
+        assert!(session.reserve("default", 1, 7));
+        // The queue goes over to another link, whose matches are numbered anew.
+        assert_eq!(demand("default", 2), (2, 4, 0));
+        assert!(session.reserve("default", 2, 1));
+        assert_eq!(demand("default", 1), (3, 3, 7), "flushed late, on the old link");
+        assert_eq!(demand("default", 2), (4, 3, 1), "its number rises, and the match is still seen");
+        assert!(session.reserve("default", 2, 2));
+        assert!(!session.reserve("b", 2, 1), "nobody asked for it on this link");
+        sessions.forget_link(2);
+        assert!(!session.reserve("default", 2, 3), "the link is over");
+        assert!(session.reserve("default", 1, 8));
+        assert_eq!(demand("default", 3), (5, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_an_orchestrator_that_does_not_read_is_bounded() {
+        let sessions = Sessions::default();
+        let id = SessionId(uuid::Uuid::from_u128(1));
+        let session = sessions.enter(id, 1, "one".into(), Vec::new()).unwrap();
+        let many = || std::iter::repeat_n((None, wire::CompletionResult::default()), OUTBOX / 2);
+        session.finish(many(), Duration::ZERO);
+        session.finish(many(), Duration::ZERO);
+        assert!(!session.has_overflowed());
+        session.finish([(None, wire::CompletionResult::default())], Duration::ZERO);
+        assert!(session.has_overflowed());
+        session.finish(many(), Duration::ZERO);
+        assert_eq!(lock(&session.state).outbox.waiting(), 0, "nothing is kept any more");
+        let last = session.next().await.unwrap().pop().unwrap().unwrap_err();
+        assert_eq!(last.code(), tonic::Code::ResourceExhausted);
+        assert!(session.next().await.is_none());
+    }
+
+    #[test]
+    fn r1_a_session_that_leaves_takes_no_more_and_knows_the_claims_under_way() {
+        let sessions = Sessions::default();
+        let session =
+            sessions.enter(SessionId(uuid::Uuid::from_u128(1)), 1, "one".into(), vec!["default".into()]).unwrap();
+        assert!(session.grant(wire::Grant { seq: 1, credits: 2, ..Default::default() }));
+        sessions.demand(session.receiver, "default", 1);
+        assert!(session.reserve("default", 1, 1));
+        assert_eq!(session.take_no_more(), 1);
+        assert!(!session.reserve("default", 1, 1), "a credit is free, and nothing more is taken");
+        session.unreserve();
+        assert_eq!(session.take_no_more(), 0);
     }
 
     #[test]

@@ -15,9 +15,17 @@ pub struct Settings {
     #[arg(long, env = "MILLRACE_MAX_MESSAGE_BYTES", default_value_t = 16 * 1024 * 1024, value_name = "BYTES")]
     pub max_message_bytes: usize,
 
-    /// Submissions that may wait for a commit; past it submitters get RESOURCE_EXHAUSTED.
+    /// Submit calls that may wait for a commit; past it submitters get RESOURCE_EXHAUSTED.
     #[arg(long, env = "MILLRACE_MAX_PENDING_SUBMISSIONS", default_value_t = 10_000, value_name = "COUNT")]
     pub max_pending_submissions: usize,
+
+    /// Tasks of submit calls that may wait for a commit; past it submitters get RESOURCE_EXHAUSTED.
+    #[arg(long, env = "MILLRACE_MAX_PENDING_TASKS", default_value_t = 100_000, value_name = "COUNT")]
+    pub max_pending_tasks: usize,
+
+    /// Bytes of specs that may wait for a commit; past it submitters get RESOURCE_EXHAUSTED.
+    #[arg(long, env = "MILLRACE_MAX_PENDING_BYTES", default_value_t = 128 * 1024 * 1024, value_name = "BYTES")]
+    pub max_pending_bytes: usize,
 
     /// Most rows in one transaction of the hot path.
     #[arg(long, env = "MILLRACE_MAX_BATCH", default_value_t = 1_000, value_name = "ROWS")]
@@ -51,6 +59,11 @@ pub struct Settings {
     #[arg(long, env = "MILLRACE_OUTPUT_BYTES", default_value_t = 64 * 1024 * 1024, value_name = "BYTES")]
     pub output_bytes: usize,
 
+    /// Rows that are released from quarantine each second, over all replicas, when a new build can read them; 0 releases none by
+    /// itself.
+    #[arg(long, env = "MILLRACE_QUARANTINE_RELEASE_RATE", default_value_t = 100, value_name = "ROWS")]
+    pub quarantine_release_rate: u32,
+
     /// How long orchestrators get to move to another replica when this one stops.
     #[arg(long, env = "MILLRACE_LEAVE_GRACE", default_value = "2s", value_parser = duration, value_name = "DURATION")]
     pub leave_grace: Duration,
@@ -68,6 +81,9 @@ impl Settings {
         }
         if self.max_pending_submissions == 0 || self.max_sessions == 0 {
             return Err("max-pending-submissions and max-sessions must be at least 1".into());
+        }
+        if self.max_pending_tasks == 0 || self.max_pending_bytes == 0 {
+            return Err("max-pending-tasks and max-pending-bytes must be at least 1".into());
         }
         if self.retention < Duration::from_secs(60) {
             return Err("retention must be at least 60s".into());

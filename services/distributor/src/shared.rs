@@ -5,15 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_core::id::MemberId;
+use millrace_core::id::{MemberId, TaskId};
 use millrace_queue::Host;
-use millrace_runtime::{Context, status::Fault};
+use millrace_runtime::{Context, foreign::ForeignRows, status::Fault};
 use millrace_store::{Cluster, MemberRow, Store, StoreError};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
-    StartError, beats::Beat, claims::ClaimItem, ends::End, gate, gate::Gate, links::Links, metrics::Metrics,
-    output::Outputs, routing::RoutingCache, sessions::Sessions, settings::Settings, submit::Group, watch::Watches,
+    StartError, answered::Answered, beats::Beat, claims::ClaimItem, ends::End, gate, gate::Gate, links::Links,
+    metrics::Metrics, output::Outputs, routing::RoutingCache, sessions::Sessions, settings::Settings, submit::Group,
+    submit::Room, suspicion::Survey, watch::Watches,
 };
 
 /// Reads by people that may be under way at once; more of them wait.
@@ -34,6 +35,12 @@ pub(crate) struct Shared {
     pub(crate) watches: Watches,
     pub(crate) host: Host,
     pub(crate) metrics: Arc<Metrics>,
+    /// Rows that this process cannot read.
+    pub(crate) foreign: Arc<ForeignRows>,
+    /// What the last look at the quarantine and the schema found.
+    pub(crate) survey: Mutex<Survey>,
+    /// Answers to operators' changes of the quarantine, for those who ask again.
+    pub(crate) answered: Answered,
     /// What the last look at the cluster found; none before the first.
     pub(crate) cluster: Mutex<Option<Cluster>>,
     /// The members that the last look found.
@@ -43,6 +50,8 @@ pub(crate) struct Shared {
     /// Wakes the loop that puts tasks back whose session is over.
     pub(crate) reap: Arc<Notify>,
     pub(crate) submits: Gate<Group>,
+    /// How much may wait in the submit gate.
+    pub(crate) room: Arc<Room>,
     pub(crate) claims: Gate<ClaimItem>,
     pub(crate) ends: Gate<End>,
     pub(crate) beats: Gate<Beat>,
@@ -67,11 +76,15 @@ impl Shared {
                 watches: Watches::new(settings.max_watchers),
                 host,
                 metrics: context.metrics.group(Metrics::register),
+                foreign: ForeignRows::of(&context),
+                survey: Mutex::default(),
+                answered: Answered::default(),
                 cluster: Mutex::new(None),
                 members: Mutex::new(Vec::new()),
                 look_for_owners: Arc::new(Notify::new()),
                 reap: Arc::new(Notify::new()),
                 submits: gate.start("submit", pending, most, crate::submit::run),
+                room: Room::new(&settings),
                 claims: gate.start("claim", 65_536, most, crate::claims::run),
                 ends: gate.start("complete", 65_536, most, crate::ends::run),
                 beats: gate.start("heartbeat", 16_384, most, crate::beats::run),
@@ -150,6 +163,20 @@ impl Shared {
         let written = gate::persist(what, self.settings.write_patience, |repeat| write(&**self.store(), repeat));
         self.metrics.wrote(what, rows, started.elapsed(), written.is_ok());
         written
+    }
+
+    /// How many distributors live, this one included: what all of them share, each does its part of.
+    pub(crate) fn replicas(&self) -> usize {
+        let members = lock(&self.members);
+        members.iter().filter(|member| member.kind == millrace_store::MemberKind::Distributor).count().max(1)
+    }
+
+    /// Notes that tasks were released from quarantine.
+    pub(crate) fn released(&self, tasks: &[TaskId]) {
+        self.foreign.released(tasks.len());
+        for task in tasks {
+            self.watches.nudge(*task);
+        }
     }
 
     /// Another live distributor, for orchestrators that must leave this one.

@@ -6,12 +6,14 @@ use std::{
     time::Duration,
 };
 
-use millrace_core::{id::TaskId, task::State};
+use millrace_core::{foreign::Defect, id::TaskId, task::State};
 use millrace_runtime::status::Fault;
-use millrace_store::TaskRow;
 use tokio::sync::{Notify, watch};
 
-use crate::shared::{Shared, lock};
+use crate::{
+    quarantine::Seen,
+    shared::{Shared, lock},
+};
 
 /// How often tasks are looked at that another replica may have changed.
 const PERIOD: Duration = Duration::from_millis(300);
@@ -20,12 +22,12 @@ const PERIOD: Duration = Duration::from_millis(300);
 const PAGE: usize = 500;
 
 /// The newest row of a watched task; none before the first look.
-pub(crate) type Latest = watch::Receiver<Option<Arc<TaskRow>>>;
+pub(crate) type Latest = watch::Receiver<Option<Arc<Seen>>>;
 
 /// Every watched task.
 pub(crate) struct Watches {
     most: usize,
-    tasks: Mutex<HashMap<TaskId, watch::Sender<Option<Arc<TaskRow>>>>>,
+    tasks: Mutex<HashMap<TaskId, watch::Sender<Option<Arc<Seen>>>>>,
     changed: Mutex<BTreeSet<TaskId>>,
     wake: Notify,
 }
@@ -61,10 +63,10 @@ impl Watches {
         tasks.keys().copied().collect()
     }
 
-    fn publish(&self, rows: Vec<TaskRow>) {
+    fn publish(&self, rows: Vec<Seen>) {
         let tasks = lock(&self.tasks);
         for row in rows {
-            if let Some(sender) = tasks.get(&row.envelope.id) {
+            if let Some(sender) = tasks.get(&row.id()) {
                 sender.send_if_modified(|latest| {
                     let news = latest.as_ref().is_none_or(|known| signs(known) != signs(&row));
                     if news {
@@ -77,9 +79,18 @@ impl Watches {
     }
 }
 
-/// What makes a row worth telling about.
-fn signs(row: &TaskRow) -> (State, i32, Option<i64>, Option<i64>) {
-    (row.state, row.attempt, row.started_at_us, row.ready_at_us)
+/// What makes a task worth telling about.
+#[derive(PartialEq)]
+enum Signs {
+    Task(State, i32, Option<i64>, Option<i64>),
+    SetAside(Defect, i64),
+}
+
+fn signs(seen: &Seen) -> Signs {
+    match seen {
+        Seen::Task(row) => Signs::Task(row.state, row.attempt, row.started_at_us, row.ready_at_us),
+        Seen::SetAside(row) => Signs::SetAside(row.defect.clone(), row.first_seen_us),
+    }
 }
 
 /// Looks for changes until the replica stops.
@@ -96,7 +107,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         };
         for page in tasks.chunks(PAGE) {
             let page = page.to_vec();
-            match shared.read(move |store| store.tasks(&page)).await {
+            match shared.read(move |store| Seen::look_at_all(store, &page)).await {
                 Ok(rows) => shared.watches.publish(rows),
                 Err(fault) => tracing::debug!(%fault, "watched tasks cannot be read now"),
             }

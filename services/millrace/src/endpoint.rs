@@ -41,17 +41,19 @@ impl Service {
 /// variables clap cannot know, as they depend on the service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct EndpointFlag {
-    /// From the command line.
-    typed: Option<String>,
+    /// From the command line; empty when it was not given.
+    typed: Vec<String>,
     /// From the configuration file.
-    configured: Option<String>,
+    configured: Vec<String>,
 }
 
 impl clap::Args for EndpointFlag {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let help = "Where the service is: http://HOST:PORT or HOST:PORT. Without it MILLRACE_DISTRIBUTOR_ENDPOINT or \
+        let help = "Where the service is: http://HOST:PORT or HOST:PORT, or several with commas between them, of which \
+                    the next is tried when one does not answer. Without it MILLRACE_DISTRIBUTOR_ENDPOINT or \
                     MILLRACE_QUEUE_ENDPOINT counts, then MILLRACE_ENDPOINT, then http://127.0.0.1:7600";
-        command.arg(clap::Arg::new("endpoint").long("endpoint").value_name("URL").help(help))
+        let flag = clap::Arg::new("endpoint").long("endpoint").value_name("URL").help(help);
+        command.arg(flag.action(clap::ArgAction::Append).value_delimiter(','))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -61,10 +63,10 @@ impl clap::Args for EndpointFlag {
 
 impl clap::FromArgMatches for EndpointFlag {
     fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
-        let value = matches.get_one::<String>("endpoint").cloned();
+        let values = matches.get_many::<String>("endpoint").unwrap_or_default().cloned().collect();
         Ok(match matches.value_source("endpoint") {
-            Some(clap::parser::ValueSource::CommandLine) => EndpointFlag { typed: value, configured: None },
-            _ => EndpointFlag { typed: None, configured: value },
+            Some(clap::parser::ValueSource::CommandLine) => EndpointFlag { typed: values, configured: Vec::new() },
+            _ => EndpointFlag { typed: Vec::new(), configured: values },
         })
     }
 
@@ -74,23 +76,33 @@ impl clap::FromArgMatches for EndpointFlag {
     }
 }
 
-/// The endpoint of a service: the flag, else the service's own variable, else MILLRACE_ENDPOINT, else the configuration
-/// file, else the default. `variable` reads the environment; an empty variable counts as unset.
+/// The endpoints of a service, at least one, in the order in which they are tried: the flag's, else those of the service's
+/// own variable, else of MILLRACE_ENDPOINT, else of the configuration file, else the default. `variable` reads the
+/// environment; an empty variable counts as unset.
 pub(crate) fn resolve(
     flag: &EndpointFlag,
     service: Service,
     variable: impl Fn(&str) -> Option<String>,
-) -> Result<String, Failure> {
-    let set = |name: &'static str| variable(name).filter(|value| !value.trim().is_empty()).map(|value| (name, value));
-    let (source, value) = flag
-        .typed
-        .clone()
-        .map(|value| ("--endpoint", value))
+) -> Result<Vec<String>, Failure> {
+    let set = |name: &'static str| {
+        let values: Vec<_> = variable(name)?.split(',').map(str::to_owned).collect();
+        values.iter().any(|value| !value.trim().is_empty()).then_some((name, values))
+    };
+    let given = |source: &'static str, values: &[String]| (!values.is_empty()).then(|| (source, values.to_vec()));
+    let (source, values) = given("--endpoint", &flag.typed)
         .or_else(|| set(service.variable()))
         .or_else(|| set("MILLRACE_ENDPOINT"))
-        .or_else(|| flag.configured.clone().map(|value| ("endpoint in the configuration file", value)))
-        .unwrap_or_else(|| ("default", DEFAULT_ENDPOINT.to_owned()));
-    parse(&value).map_err(|why| Failure::Usage(format!("{source}: '{value}' is no endpoint: {why}")))
+        .or_else(|| given("endpoint in the configuration file", &flag.configured))
+        .unwrap_or_else(|| ("default", vec![DEFAULT_ENDPOINT.to_owned()]));
+    let mut endpoints = Vec::new();
+    for value in values {
+        let wrong = |why| Failure::Usage(format!("{source}: '{value}' is no endpoint: {why}"));
+        let endpoint = parse(&value).map_err(wrong)?;
+        if !endpoints.contains(&endpoint) {
+            endpoints.push(endpoint);
+        }
+    }
+    Ok(endpoints)
 }
 
 /// Checks an endpoint and completes it: `host:port` becomes `http://host:port`.
@@ -112,25 +124,34 @@ pub(crate) fn parse(value: &str) -> Result<String, &'static str> {
     Ok(full)
 }
 
-/// Opens a connection, which then reconnects by itself. Fails when the first attempt does.
-pub(crate) async fn connect(service: Service, endpoint: &str, timeout: Duration) -> Result<Channel, Failure> {
-    let configured = Endpoint::from_shared(endpoint.to_owned())
-        .map_err(|error| Failure::Usage(format!("'{endpoint}' is no endpoint: {error}")))?
-        .connect_timeout(timeout)
+/// How one endpoint is dialled.
+pub(crate) fn dial(endpoint: &str, connect_timeout: Duration) -> Result<Endpoint, Failure> {
+    let dial = Endpoint::from_shared(endpoint.to_owned())
+        .map_err(|error| Failure::Usage(format!("'{endpoint}' is no endpoint: {error}")))?;
+    Ok(dial
+        .connect_timeout(connect_timeout)
         .tcp_nodelay(true)
         // A watch may be silent for hours: pings tell a quiet peer from one that is gone.
-        .http2_keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .keep_alive_while_idle(true);
-    configured.connect().await.map_err(|error| Failure::Unavailable(unreachable(service, endpoint, &error)))
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true))
 }
 
-/// The sentence for a service that does not answer.
-pub(crate) fn unreachable(service: Service, endpoint: &str, error: &(dyn Error + 'static)) -> String {
+/// Opens a connection, which then reconnects by itself. The error is the reason why the first attempt failed.
+pub(crate) async fn connect(dial: &Endpoint, timeout: Duration) -> Result<Channel, String> {
+    match tokio::time::timeout(timeout, dial.connect()).await {
+        Ok(connected) => connected.map_err(|error| root_cause(&error)),
+        Err(_) => Err(format!("no connection within {}", crate::time::short(timeout))),
+    }
+}
+
+/// The sentence for a service that does not answer at any of these endpoints, each with the reason.
+pub(crate) fn unreachable(service: Service, tried: &[(&str, String)]) -> String {
+    let tried: Vec<_> = tried.iter().map(|(endpoint, why)| format!("at {endpoint}: {why}")).collect();
     format!(
-        "cannot reach the {} at {endpoint}: {}; is it running? `millrace dev` starts everything, --endpoint or {} says where it is",
+        "cannot reach the {} {}; is it running? `millrace dev` starts everything, --endpoint or {} says where it is",
         service.name(),
-        root_cause(error),
+        tried.join(", nor "),
         service.variable()
     )
 }
@@ -157,21 +178,30 @@ mod tests {
     }
 
     fn typed(value: &str) -> EndpointFlag {
-        EndpointFlag { typed: Some(value.into()), configured: None }
+        EndpointFlag { typed: vec![value.into()], configured: Vec::new() }
     }
 
     #[test]
     fn the_closest_word_wins() {
         let both = with(&[("MILLRACE_ENDPOINT", "all:1"), ("MILLRACE_QUEUE_ENDPOINT", "queue:2")]);
         let none = EndpointFlag::default();
-        assert_eq!(resolve(&none, Service::Queue, &both).unwrap(), "http://queue:2");
-        assert_eq!(resolve(&none, Service::Distributor, &both).unwrap(), "http://all:1");
-        assert_eq!(resolve(&typed("flag:3"), Service::Queue, &both).unwrap(), "http://flag:3");
-        assert_eq!(resolve(&none, Service::Queue, with(&[])).unwrap(), DEFAULT_ENDPOINT);
-        assert_eq!(resolve(&none, Service::Queue, with(&[("MILLRACE_ENDPOINT", " ")])).unwrap(), DEFAULT_ENDPOINT);
-        let configured = EndpointFlag { typed: None, configured: Some("file:4".into()) };
-        assert_eq!(resolve(&configured, Service::Distributor, &both).unwrap(), "http://all:1");
-        assert_eq!(resolve(&configured, Service::Distributor, with(&[])).unwrap(), "http://file:4");
+        assert_eq!(resolve(&none, Service::Queue, &both).unwrap(), ["http://queue:2"]);
+        assert_eq!(resolve(&none, Service::Distributor, &both).unwrap(), ["http://all:1"]);
+        assert_eq!(resolve(&typed("flag:3"), Service::Queue, &both).unwrap(), ["http://flag:3"]);
+        assert_eq!(resolve(&none, Service::Queue, with(&[])).unwrap(), [DEFAULT_ENDPOINT]);
+        assert_eq!(resolve(&none, Service::Queue, with(&[("MILLRACE_ENDPOINT", " ")])).unwrap(), [DEFAULT_ENDPOINT]);
+        let configured = EndpointFlag { typed: Vec::new(), configured: vec!["file:4".into()] };
+        assert_eq!(resolve(&configured, Service::Distributor, &both).unwrap(), ["http://all:1"]);
+        assert_eq!(resolve(&configured, Service::Distributor, with(&[])).unwrap(), ["http://file:4"]);
+    }
+
+    #[test]
+    fn a_list_keeps_its_order_and_names_each_once() {
+        let list = with(&[("MILLRACE_ENDPOINT", "http://a:1, b:2,a:1")]);
+        let none = EndpointFlag::default();
+        assert_eq!(resolve(&none, Service::Distributor, list).unwrap(), ["http://a:1", "http://b:2"]);
+        let wrong = resolve(&none, Service::Distributor, with(&[("MILLRACE_ENDPOINT", "a:1,,b:2")])).unwrap_err();
+        assert_eq!(wrong.code(), 64);
     }
 
     #[test]

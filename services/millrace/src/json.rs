@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use prost::Message;
 use prost_reflect::{
-    DescriptorPool, DeserializeOptions, DynamicMessage, MapKey, MessageDescriptor, ReflectMessage, Value,
+    DescriptorPool, DeserializeOptions, DynamicMessage, Kind, MapKey, MessageDescriptor, ReflectMessage, Value,
 };
 
 /// The type URL of an unknown `Any` in disguise starts with this and ends with `DISGUISE_TAIL`; its own URL stands
@@ -51,8 +51,13 @@ pub(crate) enum JsonError {
 
 /// A message as a JSON value. `name` is its full name in the contracts.
 pub(crate) fn to_value(name: &'static str, message: &impl Message) -> Result<serde_json::Value, JsonError> {
-    let mut dynamic = DynamicMessage::decode(descriptor(name)?, message.encode_to_vec().as_slice())
-        .map_err(|error| JsonError::Decode(name, error))?;
+    to_json(name, &message.encode_to_vec())
+}
+
+/// The same for a message's bytes.
+pub(crate) fn to_json(name: &'static str, bytes: &[u8]) -> Result<serde_json::Value, JsonError> {
+    let mut dynamic =
+        DynamicMessage::decode(descriptor(name)?, bytes).map_err(|error| JsonError::Decode(name, error))?;
     each_any(&mut dynamic, &mut |any| {
         if !is_known(any) {
             disguise(any);
@@ -82,11 +87,55 @@ pub(crate) fn to_bytes(name: &'static str, mut json: serde_json::Value) -> Resul
     if too_deep {
         return Err(JsonError::Read(format!("it nests deeper than {MAX_DEPTH} levels")));
     }
-    let options = DeserializeOptions::new().deny_unknown_fields(true);
-    let mut dynamic = DynamicMessage::deserialize_with_options(descriptor, json, &options)
-        .map_err(|error| JsonError::Read(error.to_string()))?;
+    let mut dynamic = read(&descriptor, &json).map_err(|error| JsonError::Read(locate(&descriptor, &json, error)))?;
     each_any(&mut dynamic, &mut |any| undress(any));
     Ok(dynamic.encode_to_vec().into())
+}
+
+fn read(descriptor: &MessageDescriptor, json: &serde_json::Value) -> Result<DynamicMessage, String> {
+    let options = DeserializeOptions::new().deny_unknown_fields(true);
+    DynamicMessage::deserialize_with_options(descriptor.clone(), json, &options).map_err(|error| error.to_string())
+}
+
+/// The error with the path of the field that it is about. The library does not tell the path; each field is read alone to
+/// find it. An error that no field has alone, such as two that exclude each other, has no path.
+fn locate(descriptor: &MessageDescriptor, json: &serde_json::Value, error: String) -> String {
+    match wrong_field(descriptor, json, "") {
+        Some((path, error)) => format!("{path}: {error}"),
+        None => error,
+    }
+}
+
+/// The innermost field that cannot be read, and why. Its callers have bounded the depth.
+fn wrong_field(descriptor: &MessageDescriptor, json: &serde_json::Value, path: &str) -> Option<(String, String)> {
+    json.as_object()?.iter().find_map(|(key, value)| {
+        let error = read_alone(descriptor, key, value.clone())?;
+        let here = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let field = descriptor.fields().find(|field| field.name() == key || field.json_name() == key);
+        let inner = field.and_then(|field| match value {
+            serde_json::Value::Array(items) if field.is_list() => items.iter().enumerate().find_map(|(index, item)| {
+                let error = read_alone(descriptor, key, vec![item.clone()].into())?;
+                let here = format!("{here}[{index}]");
+                wrong_in(&field.kind(), item, &here).or(Some((here, error)))
+            }),
+            serde_json::Value::Object(entries) if field.is_map() => entries.iter().find_map(|(name, entry)| {
+                let alone = serde_json::Map::from_iter([(name.clone(), entry.clone())]);
+                Some((format!("{here}[{name}]"), read_alone(descriptor, key, alone.into())?))
+            }),
+            value => wrong_in(&field.kind(), value, &here),
+        });
+        inner.or(Some((here, error)))
+    })
+}
+
+fn wrong_in(kind: &Kind, json: &serde_json::Value, path: &str) -> Option<(String, String)> {
+    wrong_field(kind.as_message()?, json, path)
+}
+
+/// Why a message with this field alone cannot be read, if it cannot.
+fn read_alone(descriptor: &MessageDescriptor, key: &str, value: serde_json::Value) -> Option<String> {
+    let alone = serde_json::Map::from_iter([(key.to_owned(), value)]);
+    read(descriptor, &alone.into()).err()
 }
 
 fn descriptor(name: &'static str) -> Result<MessageDescriptor, JsonError> {
@@ -266,6 +315,23 @@ mod tests {
         assert!(error.contains("resourceClas"), "{error}");
         assert!(to_bytes(SPEC, json!({"priority": "high"})).is_err());
         assert!(to_bytes(SPEC, json!(["no object"])).is_err());
+    }
+
+    #[test]
+    fn a_field_that_cannot_be_read_is_named_with_its_path() {
+        for (json, path) in [
+            (json!({"executor": "a", "resourceClas": "b"}), "resourceClas: "),
+            (json!({"priority": "high"}), "priority: "),
+            (json!({"command": {"argv": ["a", 7]}}), "command.argv[1]: "),
+            (json!({"command": {"env": {"A": "1", "B": 2}}}), "command.env[B]: "),
+            (json!({"retry": {"max_attempts": 2, "minBackoff": "soon"}}), "retry.minBackoff: "),
+            (json!({"command": {"stdin": "not base64!"}}), "command.stdin: "),
+        ] {
+            let error = to_bytes(SPEC, json.clone()).unwrap_err().to_string();
+            assert!(error.starts_with(path), "{json}: {error}");
+        }
+        let both = json!({"command": {"argv": ["a"]}, "custom": {"@type": "x/acme.Vm", "value": ""}});
+        assert!(to_bytes(SPEC, both).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What commands print: tables for people, protobuf JSON for programs.
 
+use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
@@ -92,6 +93,20 @@ pub(crate) fn labels(labels: &std::collections::BTreeMap<String, String>) -> Str
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
+/// A number of things: `1 task`, `2 tasks`.
+pub(crate) fn count<N: Display + PartialEq + From<u8>>(number: N, thing: &str) -> String {
+    let plural = if number == N::from(1) { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
+/// A size in bytes, in KiB where that is a whole number.
+pub(crate) fn bytes(size: usize) -> String {
+    match (size / 1024, size % 1024) {
+        (whole, 0) if whole > 0 => format!("{whole} KiB"),
+        _ => count(size, "byte"),
+    }
+}
+
 /// A text cut to `most` characters, with a sign that it was.
 pub(crate) fn cut(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
@@ -117,6 +132,15 @@ mod tests {
         let text = table.to_string();
         assert!(!text.contains('\u{1b}'), "{text:?}");
         assert!(text.contains("running"));
+    }
+
+    #[test]
+    fn one_thing_is_no_plural() {
+        assert_eq!(
+            (count(0, "task"), count(1, "task"), count(2, "task")),
+            ("0 tasks".into(), "1 task".into(), "2 tasks".into())
+        );
+        assert_eq!((bytes(1), bytes(1023), bytes(256 << 10)), ("1 byte".into(), "1023 bytes".into(), "256 KiB".into()));
     }
 
     #[test]

@@ -5,17 +5,19 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::endpoint::Service;
+use crate::endpoint::{Service, root_cause, unreachable};
 use crate::exit::{Failure, one_line};
 
 /// Turns a status into the failure that the command ends with.
 pub(crate) fn failure(status: &Status, service: Service, endpoint: &str) -> Failure {
     if is_transport(status) {
-        return Failure::Unavailable(crate::endpoint::unreachable(service, endpoint, status));
+        return Failure::Unavailable(unreachable(service, &[(endpoint, root_cause(status))]));
     }
     let text = describe(status, service);
     match status.code() {
-        Code::Unavailable | Code::DeadlineExceeded => Failure::Unavailable(text),
+        Code::Unavailable | Code::DeadlineExceeded => {
+            Failure::Unavailable(format!("the {} at {endpoint}: {text}", service.name()))
+        }
         _ => Failure::Request(text),
     }
 }
@@ -25,6 +27,20 @@ pub(crate) fn failure(status: &Status, service: Service, endpoint: &str) -> Fail
 pub(crate) fn is_transient(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::ResourceExhausted | Code::Aborted | Code::DeadlineExceeded)
         || is_transport(status)
+}
+
+/// Whether another endpoint of the service may do what this one does not: it cannot be reached, is silent, or says that
+/// it cannot serve now.
+pub(crate) fn is_away(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) || is_transport(status)
+}
+
+/// Why a call failed, in a few words.
+pub(crate) fn cause(status: &Status) -> String {
+    match is_transport(status) {
+        true => root_cause(status),
+        false => one_line(status.message()),
+    }
 }
 
 /// Whether the status was made on this side because the connection failed, and no service spoke. Only such a status has

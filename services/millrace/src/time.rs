@@ -74,6 +74,11 @@ pub(crate) fn ago(moment: &prost_types::Timestamp, now: SystemTime) -> String {
     }
 }
 
+/// The latest of some moments.
+pub(crate) fn newest<'a>(moments: impl Iterator<Item = &'a prost_types::Timestamp>) -> Option<SystemTime> {
+    moments.map(system_time).max()
+}
+
 /// The time between two moments, when both are known and in order.
 pub(crate) fn between(from: Option<&prost_types::Timestamp>, to: Option<&prost_types::Timestamp>) -> Option<Duration> {
     system_time(to?).duration_since(system_time(from?)).ok()

@@ -7,11 +7,12 @@ const COMMIT: &str = env!("MILLRACE_BUILD_COMMIT");
 
 /// Release and commit, as services announce themselves.
 pub(crate) fn build() -> String {
-    format!("{VERSION} (commit {COMMIT})")
+    format!("{VERSION} (commit {COMMIT}){}", millrace_runtime::failpoint::release_mark())
 }
 
-/// Release, commit, and the schemas that this build works with.
+/// Release, commit, and the schemas and row formats that this build works with.
 pub(crate) fn long() -> String {
     let (oldest, newest) = millrace_store::migrate::schema_range();
-    format!("{VERSION} (commit {COMMIT}, schema {oldest}..{newest})")
+    let (reads_from, reads_to) = millrace_core::READER_RANGE;
+    format!("{VERSION} (commit {COMMIT}, schema {oldest}..{newest}, reads row formats {reads_from}..{reads_to})")
 }

@@ -198,6 +198,89 @@ async fn a_wrong_line_keeps_the_whole_file_back() {
 }
 
 #[tokio::test]
+async fn a_wrong_line_is_named_with_file_line_and_field() {
+    let (fake, endpoint) = Fake::default().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("jobs.jsonl");
+    let lines = [
+        r#"{"executor":"a"}"#,
+        r#"{"executor":"a","command":{"argv":["x",7]}}"#,
+        r#"{"requestId":"r","spec":{"priority":"high"}}"#,
+    ];
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    let ran = run(&endpoint, &["task", "submit", "--file", path.to_str().unwrap()]).await;
+    assert_eq!((ran.code, ran.stdout.as_str()), (64, ""));
+    for part in [
+        path.to_str().unwrap(),
+        "line 2: not a TaskSpec: command.argv[1]: ",
+        "line 3: not a SubmitTaskRequest: spec.priority: ",
+        "nothing was submitted",
+    ] {
+        assert!(ran.stderr.contains(part), "{part}: {}", ran.stderr);
+    }
+    assert!(fake.batches.lock().unwrap().is_empty());
+    let help = run(&endpoint, &["task", "submit", "--help"]).await.stdout;
+    assert!(help.contains("nothing is submitted") && help.contains("64"), "{help}");
+}
+
+#[tokio::test]
+async fn keys_that_come_twice_in_a_file_are_pointed_out() {
+    let fake = Fake::default();
+    let accepted = BatchSubmitResult { result: Some(Item::TaskId("a".into())), existing: false };
+    let reused = Refusal {
+        code: Code::AlreadyExists as i32,
+        reason: "REQUEST_ID_REUSED".into(),
+        message: "the key stands for another content".into(),
+        ..Default::default()
+    };
+    let refused = BatchSubmitResult { result: Some(Item::Refusal(reused)), existing: false };
+    fake.batch.lock().unwrap().push_back(Ok(BatchSubmitTasksResponse { results: vec![accepted, refused] }));
+    let (_fake, endpoint) = fake.serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("jobs.jsonl");
+    let line = |executor: &str| format!(r#"{{"requestId":"r","spec":{{"executor":"{executor}"}}}}"#);
+    std::fs::write(&path, format!("{}\n{}\n", line("a"), line("b"))).unwrap();
+    let ran = run(&endpoint, &["task", "submit", "--file", path.to_str().unwrap()]).await;
+    assert_eq!((ran.code, ran.stdout.as_str()), (1, "a\n"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("line 2 has the requestId of line 1"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("line 1 has the same requestId: give each line its own"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("error: 1 of 2 lines was refused"), "{}", ran.stderr);
+}
+
+#[tokio::test]
+async fn an_input_that_no_task_can_hold_is_refused_with_the_bound() {
+    let (fake, endpoint) = Fake::watching([]).serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large");
+    std::fs::File::create(&path).unwrap().set_len(100 << 20).unwrap();
+    for command in ["submit", "run"] {
+        let mut ran = millrace(&endpoint, &["task", command, "--stdin-file", "-", "--", "cat"]);
+        ran.stdin(std::fs::File::open(&path).unwrap());
+        let ran: fake::Ran = ran.output().await.unwrap().into();
+        assert_eq!(ran.code, 64, "{}", ran.stderr);
+        assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+        let bound = "standard input is too large: a task has at most 256 KiB";
+        assert!(ran.stderr.contains(bound), "{}", ran.stderr);
+    }
+    assert!(fake.submitted.lock().unwrap().is_empty());
+    // A deployment that takes more says so.
+    std::fs::File::create(&path).unwrap().set_len(300 << 10).unwrap();
+    let path = path.to_str().unwrap();
+    let args = ["task", "submit", "--max-spec-bytes", "1048576", "--stdin-file", path, "--", "cat"];
+    assert_eq!(run(&endpoint, &args).await.code, 0);
+}
+
+#[tokio::test]
+async fn a_task_is_named_once_in_a_refusal() {
+    let (_fake, endpoint) = Fake::default().serve().await;
+    let ran = run(&endpoint, &["task", "retry", ID]).await;
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (1, format!("error: task {ID} has not ended: it is RUNNING\n").as_str())
+    );
+}
+
+#[tokio::test]
 async fn waiting_for_a_file_tells_what_did_not_succeed() {
     let fake = Fake::watching([
         script(vec![state(ended(TaskState::Succeeded, OutcomeKind::Succeeded, Some(0), "", 0))], End::Close),

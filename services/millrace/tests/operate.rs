@@ -83,6 +83,15 @@ async fn an_update_changes_and_clears_what_it_names_only() {
 }
 
 #[tokio::test]
+async fn a_queue_to_move_to_that_is_not_there_is_what_is_complained_of() {
+    let (_fake, endpoint) = cluster(vec![waiting("builds", 3)]).serve().await;
+    let delete = async |to| run(&endpoint, &["queue", "delete", "old", "--mode", "move", "--move-to", to]).await;
+    let ran = delete("nosuch").await;
+    assert_eq!((ran.code, ran.stderr.as_str()), (1, "error: --move-to: there is no queue `nosuch`\n"));
+    assert!(delete("builds").await.stderr.contains("the route `r` names the queue"));
+}
+
+#[tokio::test]
 async fn queues_are_listed_and_watched() {
     let (_fake, endpoint) = cluster(vec![waiting("builds", 3)]).serve().await;
     let list = run(&endpoint, &["queue", "list", "-o", "json"]).await;

@@ -109,6 +109,53 @@ async fn a_wrong_configuration_is_64_before_anything_starts() {
 }
 
 #[tokio::test]
+async fn what_a_service_would_not_start_with_is_what_a_check_finds() {
+    let distributor = ["distributor", "--database-url", NO_DATABASE];
+    let queue = ["queue", "--database-url", NO_DATABASE];
+    for (service, flags, said) in [
+        (&["orchestrator"][..], &["--slots", "0"][..], "--slots: "),
+        (&["orchestrator"], &["--endpoint", "nowhere"], "--endpoint: "),
+        (&["orchestrator"], &["--queues", "No Name"], "--queues: "),
+        (&["orchestrator"], &["--executors", ""], "--executors: "),
+        (&["orchestrator"], &["--lease-ttl", "1s"], "--lease-ttl: "),
+        (&["orchestrator"], &["--state-dir", "/dev/null"], "--state-dir: "),
+        (&["dev"], &["--slots", "0"], "--slots: "),
+        (&["dev"], &["--data-dir", "/dev/null"], "--data-dir: "),
+        (&["dev"], &["--database-url", "mysql://x"], "--database-url: "),
+        (&distributor, &["--max-batch", "0"], "max-batch"),
+        (&distributor, &["--max-spec-bytes", "99999999"], "max-message-bytes"),
+        (&distributor, &["--listen", "nowhere"], "--listen: "),
+        (&distributor, &["--http-listen", "127.0.0.1"], "--http-listen: "),
+        (&distributor, &["--listen", "0.0.0.0:7601"], "--advertise"),
+        (&distributor, &["--advertise", "https://x:1"], "--advertise: "),
+        (&distributor, &["--max-connections", "0"], "--max-connections"),
+        (&distributor, &["--statement-timeout", "0s"], "--statement-timeout"),
+        (&["distributor"], &["--database-url", "mysql://me:secret@x"], "mysql://me:***@x"),
+        (&["queue"], &[], "--database-url"),
+        (&queue, &["--queue-window", "10"], "--queue-window"),
+        (&queue, &["--queue-people-reads", "0"], "--queue-people-reads"),
+    ] {
+        let check = [&["config", "check", service[0], "--"], &service[1..], flags].concat();
+        for args in [check, [service, flags].concat()] {
+            let ran = run(NOWHERE, &args).await;
+            assert_eq!(ran.code, 64, "{args:?}: {}", ran.stderr);
+            assert!(ran.stderr.contains(said) && ran.stdout.is_empty(), "{args:?}: {}", ran.stderr);
+        }
+    }
+    for variable in ["MILLRACE_LOG", "MILLRACE_FAILPOINTS"] {
+        let mut command = millrace(NOWHERE, &["config", "check", "orchestrator"]);
+        command.env(variable, "a=b=c");
+        let ran: Ran = command.output().await.unwrap().into();
+        assert_eq!(ran.code, 64, "{variable}: {}", ran.stderr);
+    }
+    let good = [&["config", "check", "distributor", "--"], &distributor[1..]].concat();
+    assert_eq!(run(NOWHERE, &good).await.code, 0);
+    for service in ["dev", "orchestrator"] {
+        assert_eq!(run(NOWHERE, &["config", "check", service]).await.code, 0, "{service}");
+    }
+}
+
+#[tokio::test]
 async fn the_values_in_force_are_shown_with_their_source() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("m.toml");

@@ -33,6 +33,13 @@ async fn wrong_command_lines_are_64() {
         &["queue", "delete", "q", "--move-to", "other"],
         &["queue", "pause", "q", "--reason", "r", "--until", "later"],
         &["route", "set", "r"],
+        &["quarantine", "release"],
+        &["quarantine", "release", "--all", "--queue", "q"],
+        &["quarantine", "discard", "--all"],
+        &["quarantine", "repair", "ID"],
+        &["quarantine", "repair", "ID", "--column", "attempt"],
+        &["quarantine", "repair", "ID", "--spec", "/no/such/file.json"],
+        &["quarantine", "list", "--before", "later"],
     ] {
         let ran = run(NOWHERE, args).await;
         assert_eq!(ran.code, 64, "{args:?}: {}", ran.stderr);
@@ -54,6 +61,8 @@ async fn services_that_are_not_there_are_69_and_one_clear_line() {
         &["queue", "watch"],
         &["queue", "create", "q"],
         &["route", "list"],
+        &["quarantine", "list"],
+        &["quarantine", "discard", "--task", "x", "--reason", "r"],
         &["doctor"],
     ] {
         let ran = run(NOWHERE, args).await;
@@ -87,6 +96,7 @@ async fn every_command_has_help_with_examples() {
         ("task", &["submit", "run", "get", "list", "watch", "cancel", "retry", "explain"][..]),
         ("queue", &["create", "get", "update", "delete", "list", "pause", "resume", "watch"]),
         ("route", &["list", "set", "delete"]),
+        ("quarantine", &["list", "show", "repair", "release", "discard"]),
     ] {
         for command in commands {
             let ran = run(NOWHERE, &[group, command, "--help"]).await;

@@ -9,7 +9,8 @@ use tokio::time::Instant;
 const MAX_UNANSWERED: usize = 64;
 
 /// The session's lease as seen from here. It is counted from when a renewal that was answered had been sent, so it never
-/// ends later here than at the service, whose clock (R7) may only be slower.
+/// ends later here than at the service: served time (R7) may be slower, and is ahead by no more than the service adds to a
+/// lease beyond what it tells (R16).
 #[derive(Debug)]
 pub(crate) struct Lease {
     ttl: Duration,

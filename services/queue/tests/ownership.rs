@@ -8,7 +8,7 @@ use common::{Database, Peer, Process, hello, offer, task};
 use millrace_core::id::{MemberId, TaskId};
 use millrace_proto::queue::v1::answer::Verdict;
 use millrace_queue::HostSettings;
-use millrace_store::{Claimed, MemberKind, MemberRow, Store};
+use millrace_store::{Claimed, DeleteMode, DeleteResult, MemberKind, MemberRow, Store};
 use tokio::time::Instant;
 use tonic::Code;
 use uuid::Uuid;
@@ -131,6 +131,29 @@ async fn r5_a_distributor_stands_in_and_yields_to_a_queue_service() {
     service.shutdown.begin();
     database.store.remove_member(member.id).unwrap();
     assert!(distributor.owns(&["default"]).await[0] > second);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r5_a_distributor_alone_ends_timed_pauses_and_deletes_queues_that_drain() {
+    let database = Database::new();
+    let distributor = Process::start(&database, 1, MemberKind::Distributor, HostSettings::default());
+    database.create("other");
+    distributor.owns(&["default", "other"]).await;
+    let mut peer = Peer::open(&distributor.host, hello(&database)).await;
+    database.pause_for(Duration::from_secs(30));
+    let tasks = database.submit(1);
+    peer.demand(1, 1, 0).await;
+    let paused = Instant::now();
+    peer.one().await;
+    assert!((28..34).contains(&paused.elapsed().as_secs()), "{:?}", paused.elapsed());
+    assert!(database.store.queue("default").unwrap().unwrap().pause.is_none());
+
+    database.store.delete_route("default", None).unwrap();
+    let draining = database.store.delete_queue("default", &DeleteMode::Drain, None).unwrap();
+    assert!(matches!(draining, DeleteResult::Draining(_)), "{draining:?}");
+    database.store.cancel(tasks[0].0, "no more", None).unwrap();
+    distributor.owns(&["other"]).await;
+    assert!(database.store.queue("default").unwrap().is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,6 +18,9 @@ use std::sync::{
 };
 use std::{collections::HashMap, time::Duration};
 
+/// What the names of points begin with that make this process a build of another release.
+const RELEASE: &str = "release.";
+
 /// The variable that arms failpoints.
 pub const VARIABLE: &str = "MILLRACE_FAILPOINTS";
 
@@ -90,6 +93,14 @@ pub async fn hit_async(name: &str) -> Option<Failure> {
             None
         }
     }
+}
+
+/// What a build's name ends with when a drill makes it one of another release: "+next" while the point `release.next` is
+/// armed, and nothing otherwise. Verdicts belong to builds (R9), so one that reads differently must have another name.
+pub fn release_mark() -> String {
+    let mut marks: Vec<String> = armed(|name| Some(format!("+{}", name.strip_prefix(RELEASE)?)));
+    marks.sort();
+    marks.concat()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -165,6 +176,17 @@ fn install(new: HashMap<String, Point>) -> Result<(), FailpointError> {
 }
 
 #[cfg(debug_assertions)]
+fn armed<T>(of: impl Fn(&str) -> Option<T>) -> Vec<T> {
+    let points = points().read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    points.keys().filter_map(|name| of(name)).collect()
+}
+
+#[cfg(not(debug_assertions))]
+fn armed<T>(_of: impl Fn(&str) -> Option<T>) -> Vec<T> {
+    Vec::new()
+}
+
+#[cfg(debug_assertions)]
 fn fires(name: &str) -> Option<Action> {
     if !ARMED.load(Ordering::Acquire) {
         return None;
@@ -217,7 +239,10 @@ mod tests {
         assert_eq!(before.elapsed(), Duration::from_secs(5));
         configure("test.lose=").unwrap_err();
         assert_eq!(hit_async("test.lose").await, Some(Failure::Drop), "a refused text changes nothing");
+        configure("release.next=drop;test.lose=drop").unwrap();
+        assert_eq!(release_mark(), "+next");
         configure("").unwrap();
         assert_eq!(hit("test.lose"), None);
+        assert_eq!(release_mark(), "");
     }
 }

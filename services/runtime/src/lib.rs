@@ -9,6 +9,7 @@ pub mod background;
 pub mod config;
 mod context;
 pub mod failpoint;
+pub mod foreign;
 pub mod health;
 pub mod http;
 pub mod metrics;

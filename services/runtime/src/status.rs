@@ -295,6 +295,7 @@ impl From<StoreError> for Fault {
             StoreError::Data { ref sqlstate, .. } => Fault::of(Code::InvalidArgument, message)
                 .with_reason("DATA_REFUSED")
                 .with_metadata("sqlstate", sqlstate),
+            StoreError::Unreadable(_) => Fault::precondition("ROW_UNREADABLE", message),
             StoreError::Schema(_) => Fault::precondition("SCHEMA_MISMATCH", message),
             StoreError::Config(_) | StoreError::Internal(_) => Fault::internal(message),
         }
@@ -303,6 +304,8 @@ impl From<StoreError> for Fault {
 
 #[cfg(test)]
 mod tests {
+    use millrace_core::foreign::Defect;
+
     use super::*;
 
     fn round_trip(fault: &Fault) -> (Status, Fault) {
@@ -387,6 +390,7 @@ mod tests {
             (StoreError::Conflict(text()), Code::Aborted),
             (data, Code::InvalidArgument),
             (StoreError::Schema(text()), Code::FailedPrecondition),
+            (StoreError::Unreadable(Defect::new("rank", "is null")), Code::FailedPrecondition),
             (StoreError::Config(text()), Code::Internal),
             (StoreError::Internal(text()), Code::Internal),
         ] {

@@ -3,6 +3,8 @@
 //!
 //! `MILLRACE_LOG`, else `RUST_LOG`, is a filter in tracing's syntax (`info,millrace_queue=debug`); without one, `info`.
 
+mod json;
+
 use std::{io::IsTerminal, panic::PanicHookInfo};
 
 use tracing_subscriber::{EnvFilter, filter::ParseError, layer::SubscriberExt, util::SubscriberInitExt};
@@ -46,7 +48,8 @@ pub fn init(format: LogFormat) -> Result<(), TelemetryError> {
     let registry = tracing_subscriber::registry().with(filter_from(|name| std::env::var(name).ok())?);
     let terminal = std::io::stderr().is_terminal();
     let set = if format == LogFormat::Json || (format == LogFormat::Auto && !terminal) {
-        let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
+        let layer = tracing_subscriber::fmt::layer().event_format(json::Json).fmt_fields(json::Json);
+        let layer = layer.with_writer(std::io::stderr);
         registry.with(layer).try_init()
     } else {
         let layer = tracing_subscriber::fmt::layer().with_ansi(terminal).with_writer(std::io::stderr);
@@ -55,6 +58,14 @@ pub fn init(format: LogFormat) -> Result<(), TelemetryError> {
     set.map_err(|_| TelemetryError::AlreadySet)?;
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
+}
+
+/// Checks what [`init`] would read, without starting to log.
+///
+/// # Errors
+/// When the filter cannot be read.
+pub fn check() -> Result<(), TelemetryError> {
+    filter_from(|name| std::env::var(name).ok()).map(drop)
 }
 
 fn filter_from(variable: impl Fn(&str) -> Option<String>) -> Result<EnvFilter, TelemetryError> {

@@ -1,5 +1,7 @@
 //! What can go wrong between a service and its database.
 
+use millrace_core::foreign::Defect;
+
 /// An error of the database, sorted by what the caller may do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -25,6 +27,9 @@ pub enum StoreError {
         /// The database's words.
         message: String,
     },
+    /// The row of this one thing holds what this build cannot read, whether another release wrote it or it is damaged.
+    #[error("the row cannot be read: {0}")]
+    Unreadable(Defect),
     /// The schema is older or newer than this build can work with.
     #[error("{0}")]
     Schema(String),

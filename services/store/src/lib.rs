@@ -9,6 +9,7 @@
 
 mod batch;
 mod error;
+mod foreign;
 pub mod memory;
 pub mod migrate;
 mod open;
@@ -17,8 +18,9 @@ mod sqlite;
 mod types;
 
 pub use error::{Result, StoreError};
+pub use foreign::*;
 pub use memory::MemoryStore;
-pub use open::{OpenOptions, open};
+pub use open::{OpenOptions, open, transaction_pooling};
 pub use types::*;
 
 use std::time::Duration;
@@ -242,6 +244,49 @@ pub trait Store: Send + Sync + 'static {
     /// Drops attempts of tasks that exist no longer among at most `limit` attempts after the given task; returns where to go on,
     /// None at the end.
     fn trim_attempts(&self, after: Option<TaskId>, limit: i64) -> Result<Option<TaskId>>;
+
+    // ── Rows of other releases (R8–R10) ────────────────────────────────────────────────────────────────────────────
+
+    /// What the readers of this store have noticed.
+    fn foreign(&self) -> &Foreign;
+
+    /// Reads live rows whole, under their locks, judges them, and moves those that this build cannot read into the
+    /// quarantine. In the order of the ids; one that a live session holds stays where it is.
+    fn examine(&self, tasks: &[TaskId]) -> Result<Vec<Examined>>;
+
+    /// Judges at most `limit` live rows after an id, in the order of the ids, and changes nothing. By people's pool.
+    fn inspect(&self, after: Option<TaskId>, limit: i64) -> Result<Inspected>;
+
+    /// Waiting rows that no feeder meets: their queue does not exist, or a column by which rows are fed holds nothing. At most `limit`,
+    /// found by the index over what waits, so that it costs a queue and not its tasks.
+    fn strays(&self, limit: i64) -> Result<Vec<TaskId>>;
+
+    /// Quarantined rows that match, after an id in the order of the ids, at most `limit`, looking at no more than [`LIST_SCAN_BOUND`]. By
+    /// people's pool.
+    fn quarantine(&self, filter: &QuarantineFilter, after: Option<TaskId>, limit: i64) -> Result<QuarantinePage>;
+
+    /// Looks at `limit` quarantined rows after an id in the order of the ids, and examines those that this build has not
+    /// refused (R9): what it can read is released, the others remember that it has refused them. Rows locked by another are skipped.
+    fn reexamine(&self, after: Option<TaskId>, limit: i64) -> Result<Reexamined>;
+
+    /// Releases quarantined rows that this build can read, whatever it thought of them before, and writes the audit trail for each that was
+    /// released. In the order of the ids.
+    fn release(&self, tasks: &[TaskId], audit: &Audit) -> Result<Vec<Released>>;
+
+    /// Changes a quarantined row, and releases it if this build can read it then; changes nothing otherwise. With `only_try` it changes nothing
+    /// in any case.
+    fn repair(&self, task: TaskId, repair: &Repair, only_try: bool, audit: &Audit) -> Result<Repaired>;
+
+    /// Ends quarantined tasks as CANCELLED with this reason; the row as it was goes into the audit trail. Returns those that
+    /// were there.
+    fn discard(&self, tasks: &[TaskId], reason: &str, audit: &Audit) -> Result<Vec<TaskId>>;
+
+    /// Columns of the tasks' tables whose types are not those that this build expects. By people's pool.
+    fn drift(&self) -> Result<Vec<Drift>>;
+
+    /// Raises the format in which rows are written (R14). Refused while a live member reads no further than an older one, or
+    /// when the declared rollback target, which reads up to `rollback_reads`, does not read it. Writes the audit trail.
+    fn activate(&self, format: i16, rollback_reads: i16, audit: &Audit) -> Result<Activated>;
 
     /// Writes the audit trail.
     fn audit(&self, entry: &Audit) -> Result<()>;

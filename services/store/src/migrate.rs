@@ -1,6 +1,9 @@
 //! The schema: migrations, compiled into the binary, and which of them this build works with.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use diesel::{
     Connection, PgConnection, QueryableByName, RunQueryDsl, SqliteConnection,
@@ -8,7 +11,7 @@ use diesel::{
     connection::SimpleConnection,
     migration::{MigrationSource, MigrationVersion},
     sql_query,
-    sql_types::Bool,
+    sql_types::{Bool, Text},
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
@@ -17,15 +20,21 @@ use crate::{Result, StoreError};
 const POSTGRES: EmbeddedMigrations = embed_migrations!("../../migrations/postgres");
 const SQLITE: EmbeddedMigrations = embed_migrations!("../../migrations/sqlite");
 
-/// The oldest and the newest migration that this build works with, by their versions.
+/// The oldest migration that this build needs and the newest that it knows, by their versions.
 const SCHEMA_RANGE: (&str, &str) = ("00000000000001", "00000000000001");
 
 /// Held while migrations run, so that replicas that start together do not meet. The number only has to be Millrace's own.
 const ADVISORY_LOCK: i64 = 0x6d69_6c6c_7261_6365;
 
-/// How long a migration waits for another process that migrates, then for each lock: the hot path queues behind a
-/// migration that waits for a table.
-const TIMEOUTS: (&str, &str) = ("60s", "5s");
+/// How long a process waits for another that migrates.
+const PATIENCE_WITH_OTHERS: &str = "60s";
+
+/// How long a migration waits for a lock before it lets the others go on and tries again: every statement of the services on a table
+/// queues behind a migration that waits for it.
+const LOCK_TIMEOUT: &str = "200ms";
+
+/// The wait between two tries, and for how long a migration tries.
+const RETRY: (Duration, Duration) = (Duration::from_millis(800), Duration::from_secs(600));
 
 /// A migration that this build knows or the database has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,8 +47,8 @@ pub struct MigrationStatus {
     pub known: bool,
 }
 
-/// The oldest and the newest migration that this build works with. A database between the two serves; one outside of it
-/// is refused when it is opened.
+/// The oldest migration that this build needs and the newest that it knows. A database with an older schema is refused when it
+/// is opened; one with a newer schema only when the database says that it needs builds which know that.
 pub fn schema_range() -> (&'static str, &'static str) {
     SCHEMA_RANGE
 }
@@ -75,16 +84,55 @@ pub fn status(url: &str) -> Result<Vec<MigrationStatus>> {
     }
 }
 
-/// Whether this build works with a database whose newest migration is this one.
-pub(crate) fn check(newest: Option<&str>) -> Result<()> {
+/// Whether this build works with the database as it is: [`StoreError::Schema`] says what to do when it does not.
+pub fn fits(url: &str) -> Result<()> {
+    let applied = status(url)?.into_iter().filter(|one| one.applied).max_by(|a, b| a.name.cmp(&b.name));
+    let newest = applied.as_ref().and_then(|one| one.name.split('_').next());
+    let needs = match (newest, Target::of(url)?) {
+        (None, _) => String::new(),
+        (Some(_), Target::Postgres(url)) => needs(
+            &mut connect_postgres(url)?,
+            "SELECT coalesce(to_jsonb(c) ->> 'needs_schema', '') AS needs FROM cluster c",
+        )?,
+        (Some(_), Target::Sqlite(path)) => {
+            let mut connection = connect_sqlite(path)?;
+            let column =
+                "SELECT coalesce(max(name), '') AS needs FROM pragma_table_info('cluster') WHERE name = 'needs_schema'";
+            match needs(&mut connection, column)?.is_empty() {
+                true => String::new(),
+                false => needs(&mut connection, "SELECT needs_schema AS needs FROM cluster")?,
+            }
+        }
+    };
+    check(newest, &needs)
+}
+
+/// The migration that a build must know, in a column that the first migration which takes something away brings.
+fn needs<C>(connection: &mut C, query: &str) -> Result<String>
+where
+    C: diesel::connection::LoadConnection,
+    diesel::query_builder::SqlQuery: diesel::query_dsl::LoadQuery<'static, C, Needs>,
+{
+    sql_query(query).get_result::<Needs>(connection).map(|row| row.needs).map_err(failed)
+}
+
+#[derive(QueryableByName)]
+struct Needs {
+    #[diesel(sql_type = Text)]
+    needs: String,
+}
+
+/// Whether this build works with a database whose newest migration is this one and which needs builds that know `needs`.
+pub(crate) fn check(newest: Option<&str>, needs: &str) -> Result<()> {
     let (oldest_known, newest_known) = SCHEMA_RANGE;
     match newest {
         None => Err(StoreError::Schema("the database has no schema yet: run `millrace migrate up`".into())),
         Some(version) if version < oldest_known => Err(StoreError::Schema(format!(
             "the database's schema {version} is older than {oldest_known}, the oldest that this build works with: run `millrace migrate up`"
         ))),
-        Some(version) if version > newest_known => Err(StoreError::Schema(format!(
-            "the database's schema {version} is newer than {newest_known}, the newest that this build works with: run a newer build, or `millrace migrate down` with the one that made it"
+        // Newer migrations that only add are no hindrance: the release before goes on beside the one that made them.
+        Some(version) if needs > newest_known => Err(StoreError::Schema(format!(
+            "the database's schema {version} needs a build that knows migration {needs}, and the newest that this one knows is {newest_known}: run a newer build, or `millrace migrate down` with the one that made it"
         ))),
         Some(_) => Ok(()),
     }
@@ -118,9 +166,10 @@ impl<'a> Target<'a> {
         match self {
             Target::Postgres(url) => {
                 let mut connection = connect_postgres(url)?;
-                let (for_others, for_tables) = TIMEOUTS;
+                // In English, because what an error means is told by its words.
                 let lock = format!(
-                    "SET lock_timeout = '{for_others}'; SELECT pg_advisory_lock({ADVISORY_LOCK}); SET lock_timeout = '{for_tables}'"
+                    "SET lc_messages = 'C'; SET lock_timeout = '{PATIENCE_WITH_OTHERS}';
+                     SELECT pg_advisory_lock({ADVISORY_LOCK}); SET lock_timeout = '{LOCK_TIMEOUT}'"
                 );
                 // The lock ends with the connection.
                 connection.batch_execute(&lock).map_err(failed)?;
@@ -147,7 +196,7 @@ where
     match visit {
         Visit::Up => {
             for migration in connection.pending_migrations(source).map_err(failed)? {
-                connection.run_migration(&migration).map_err(|error| named(&migration.name(), error))?;
+                persist(&migration.name(), || connection.run_migration(&migration).map(drop))?;
                 names.push(migration.name().to_string());
             }
         }
@@ -161,12 +210,31 @@ where
                             "this build does not know migration {version}: take it back with the one that made it"
                         ))
                     })?;
-                connection.revert_migration(&**migration).map_err(|error| named(&migration.name(), error))?;
+                persist(&migration.name(), || connection.revert_migration(&**migration).map(drop))?;
                 names.push(migration.name().to_string());
             }
         }
     }
     Ok(names)
+}
+
+/// Runs a migration until it gets the locks that it needs. Each try is a transaction of its own, so one that failed has left nothing.
+fn persist(
+    name: &dyn std::fmt::Display,
+    mut migrate: impl FnMut() -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>,
+) -> Result<()> {
+    let (pause, patience) = RETRY;
+    let started = Instant::now();
+    loop {
+        let Err(error) = migrate() else { return Ok(()) };
+        let text = error.to_string();
+        let busy = text.contains("due to lock timeout") || text.contains("deadlock detected");
+        if !busy || started.elapsed() >= patience {
+            return Err(named(name, error));
+        }
+        tracing::info!(migration = %name, "the migration waits for a lock that others hold, and tries again");
+        std::thread::sleep(pause);
+    }
 }
 
 /// The versions that the database has, oldest first.
@@ -251,9 +319,11 @@ mod tests {
 
     #[test]
     fn a_schema_outside_of_the_range_is_refused_with_what_to_run() {
-        assert!(check(Some(SCHEMA_RANGE.0)).is_ok() && check(Some(SCHEMA_RANGE.1)).is_ok());
-        for bad in [None, Some("00000000000000"), Some("99999999999999")] {
-            let error = check(bad).unwrap_err();
+        let (oldest, newest) = SCHEMA_RANGE;
+        assert!(check(Some(oldest), oldest).is_ok() && check(Some(newest), newest).is_ok());
+        assert!(check(Some("99999999999999"), newest).is_ok(), "a later release that only added");
+        for (bad, needs) in [(None, ""), (Some("00000000000000"), ""), (Some("99999999999999"), "99999999999999")] {
+            let error = check(bad, needs).unwrap_err();
             assert!(matches!(&error, StoreError::Schema(text) if text.contains("run ")), "{error}");
         }
     }

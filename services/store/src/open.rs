@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{Result, Store, StoreError};
+use crate::{Reader, Result, Store, StoreError};
 
 /// Bounds on what a process asks of its database.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct OpenOptions {
     /// Connections for submit, claim, complete, heartbeats and the background loops.
     pub dispatch_connections: u32,
@@ -19,6 +19,8 @@ pub struct OpenOptions {
     pub lock_timeout: Duration,
     /// The longest wait for a connection of a pool, and for a new connection.
     pub connect_timeout: Duration,
+    /// How this build reads what others wrote.
+    pub reader: Reader,
 }
 
 impl Default for OpenOptions {
@@ -30,8 +32,15 @@ impl Default for OpenOptions {
             read_timeout: Duration::from_secs(3),
             lock_timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(3),
+            reader: Reader::default(),
         }
     }
+}
+
+/// Tells whether something between here and the database at `postgres://…` pools connections by transaction, which breaks prepared
+/// statements: what was seen when it does. Writes nothing.
+pub fn transaction_pooling(url: &str) -> Result<Option<String>> {
+    crate::postgres::transaction_pooling(url)
 }
 
 /// Opens the store at `postgres://…` (or `postgresql://…`) or `sqlite:PATH`. The schema must be one that this build can

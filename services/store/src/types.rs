@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use millrace_core::{
+    foreign::Defect,
     held::LeaseRef,
     id::{MemberId, SessionId, TaskId},
     lease::Token,
@@ -326,6 +327,8 @@ pub struct TaskRow {
     pub finished_at_us: Option<i64>,
     /// How it ended.
     pub outcome: Option<Outcome>,
+    /// Columns that could not be read and are not needed; they have their defaults here.
+    pub ignored: Vec<Defect>,
 }
 
 /// An attempt that was not the last word.

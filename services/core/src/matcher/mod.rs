@@ -146,13 +146,15 @@ impl Matcher {
     /// A distributor's stream has closed: its demand goes, and its unanswered matches return.
     pub fn close(&mut self, connection: Connection) {
         self.demands.close(connection);
-        let gone: Vec<TaskId> = self
+        let mut gone: Vec<(u64, TaskId)> = self
             .pending
             .iter()
             .filter(|(_, pending)| pending.connection == connection)
-            .map(|(task, _)| *task)
+            .map(|(task, pending)| (pending.number, *task))
             .collect();
-        for task in gone {
+        // In the order in which they were sent: what a full window drops must not depend on the map's order.
+        gone.sort_unstable();
+        for (_, task) in gone {
             self.answer(connection, task, Answer::Returned);
         }
     }

@@ -3,10 +3,10 @@
 use millrace_core::task::State;
 use millrace_proto::distributor::v1::{self as wire, explanation::Reason};
 use millrace_runtime::status::Fault;
-use millrace_store::{COUNT_BOUND, OwnerRow, QueueRow, SessionRow, TaskRow};
+use millrace_store::{COUNT_BOUND, OwnerRow, QuarantinedRow, QueueRow, SessionRow, TaskRow};
 
 use super::tasks::find;
-use crate::{convert, shared::Shared};
+use crate::{convert, quarantine::Seen, shared::Shared};
 
 /// Sessions that are looked at.
 const SESSIONS: i64 = 1000;
@@ -26,9 +26,9 @@ pub(super) async fn task(
     request: wire::ExplainTaskRequest,
 ) -> Result<wire::ExplainTaskResponse, Fault> {
     let id = convert::task_id(&request.id, "id")?;
-    let task = match find(shared, id).await {
-        Ok(task) => task,
-        Err(fault) => return quarantined(shared, id, fault).await,
+    let task = match find(shared, id).await? {
+        Seen::Task(task) => *task,
+        Seen::SetAside(row) => return Ok(quarantined(*row)),
     };
     let queue = task.envelope.queue.clone();
     let facts = shared
@@ -48,19 +48,16 @@ pub(super) async fn task(
     Ok(wire::ExplainTaskResponse { task: Some(convert::task(facts.task)), explanations })
 }
 
-async fn quarantined(
-    shared: &Shared,
-    id: millrace_core::id::TaskId,
-    fault: Fault,
-) -> Result<wire::ExplainTaskResponse, Fault> {
-    if !shared.read(move |store| store.is_quarantined(id)).await? {
-        return Err(fault);
+fn quarantined(row: QuarantinedRow) -> wire::ExplainTaskResponse {
+    let since = convert::timestamp(row.first_seen_us);
+    let message = format!(
+        "its row is set aside since {since}, whole: {}; a build that can read it releases it, or somebody repairs it",
+        row.defect
+    );
+    wire::ExplainTaskResponse {
+        task: Some(convert::set_aside(row)),
+        explanations: vec![reason(Reason::Quarantined, message)],
     }
-    let state = millrace_proto::common::v1::TaskState::Quarantined as i32;
-    Ok(wire::ExplainTaskResponse {
-        task: Some(wire::Task { id: id.to_string(), state, ..Default::default() }),
-        explanations: vec![reason(Reason::Quarantined, "its row cannot be read and is set aside, whole".into())],
-    })
 }
 
 /// The reasons, the most decisive first.
@@ -125,4 +122,23 @@ fn queued(facts: &Facts, reasons: &mut Vec<wire::Explanation>) {
 
 fn reason(reason: Reason, message: String) -> wire::Explanation {
     wire::Explanation { reason: reason as i32, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[tokio::test]
+    async fn a_task_that_is_set_aside_says_why_and_since_when() {
+        let replica = fixture::replica();
+        let id = replica.submit(1);
+        replica.store.quarantine(id);
+        let request = wire::ExplainTaskRequest { id: id.to_string() };
+        let answer = task(&replica.shared, request).await.unwrap();
+        assert_eq!(answer.explanations[0].reason, Reason::Quarantined as i32);
+        let message = &answer.explanations[0].message;
+        assert!(message.contains("since 2023-11-14T22:13:20Z") && message.contains("spec was set aside"), "{message}");
+        assert!(answer.task.unwrap().quarantine.is_some());
+    }
 }

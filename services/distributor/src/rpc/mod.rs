@@ -1,8 +1,11 @@
 //! The gRPC handlers: thin, one file per concern.
 
 mod explain;
+mod list;
 mod orchestrator;
 mod peer;
+mod quarantine;
+mod room;
 mod routes;
 mod status;
 mod tasks;
@@ -13,6 +16,7 @@ use std::{pin::Pin, sync::Arc};
 use futures::Stream;
 use millrace_proto::distributor::v1::{
     self as wire, distributor_service_server::DistributorService, peer_service_server::PeerService,
+    quarantine_service_server::QuarantineService,
 };
 use millrace_proto::queue::v1::{ExchangeRequest, ExchangeResponse};
 use tonic::{Request, Response, Status, Streaming};
@@ -25,10 +29,19 @@ pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send
 /// Answers `DistributorService`.
 pub(crate) struct Tasks(Arc<Shared>);
 
+/// Answers `QuarantineService`.
+pub(crate) struct Quarantine(Arc<Shared>);
+
 /// Answers `PeerService`.
 pub(crate) struct Peer(Arc<Shared>);
 
 impl Tasks {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self(shared)
+    }
+}
+
+impl Quarantine {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self(shared)
     }
@@ -67,7 +80,7 @@ impl DistributorService for Tasks {
         &self,
         request: Request<wire::ListTasksRequest>,
     ) -> Result<Response<wire::ListTasksResponse>, Status> {
-        Ok(Response::new(tasks::list(&self.0, request.into_inner()).await?))
+        Ok(Response::new(list::tasks(&self.0, request.into_inner()).await?))
     }
 
     type WatchTaskStream = Answers<wire::WatchTaskResponse>;
@@ -135,6 +148,44 @@ impl DistributorService for Tasks {
         _request: Request<wire::GetStatusRequest>,
     ) -> Result<Response<wire::GetStatusResponse>, Status> {
         Ok(Response::new(status::get(&self.0).await?))
+    }
+}
+
+#[tonic::async_trait]
+impl QuarantineService for Quarantine {
+    async fn list_quarantined_rows(
+        &self,
+        request: Request<wire::ListQuarantinedRowsRequest>,
+    ) -> Result<Response<wire::ListQuarantinedRowsResponse>, Status> {
+        Ok(Response::new(quarantine::list(&self.0, request.into_inner()).await?))
+    }
+
+    async fn get_quarantined_row(
+        &self,
+        request: Request<wire::GetQuarantinedRowRequest>,
+    ) -> Result<Response<wire::GetQuarantinedRowResponse>, Status> {
+        Ok(Response::new(quarantine::get(&self.0, request.into_inner()).await?))
+    }
+
+    async fn repair_quarantined_row(
+        &self,
+        request: Request<wire::RepairQuarantinedRowRequest>,
+    ) -> Result<Response<wire::RepairQuarantinedRowResponse>, Status> {
+        Ok(Response::new(quarantine::repair(&self.0, request.into_inner()).await?))
+    }
+
+    async fn release_quarantined_rows(
+        &self,
+        request: Request<wire::ReleaseQuarantinedRowsRequest>,
+    ) -> Result<Response<wire::ReleaseQuarantinedRowsResponse>, Status> {
+        Ok(Response::new(quarantine::release(&self.0, request.into_inner()).await?))
+    }
+
+    async fn discard_quarantined_rows(
+        &self,
+        request: Request<wire::DiscardQuarantinedRowsRequest>,
+    ) -> Result<Response<wire::DiscardQuarantinedRowsResponse>, Status> {
+        Ok(Response::new(quarantine::discard(&self.0, request.into_inner()).await?))
     }
 }
 

@@ -7,6 +7,7 @@ use millrace_core::{
     held::LeaseRef,
     id::{SessionId, is_name},
     retry::OutcomeKind,
+    served::LEASE_SLACK,
 };
 use millrace_proto::distributor::v1::{
     self as wire, completion_result::Status as Report, connect_orchestrator_request::Message,
@@ -92,7 +93,12 @@ impl Drop for Leaving {
 
 fn leave(shared: &Shared, session: &Session) {
     session.end(None);
-    shared.sessions.leave(session);
+    if shared.sessions.leave(session) {
+        // What it goes on to write comes through another replica, or here again after a resume.
+        for lease in session.leases() {
+            shared.outputs.ended(lease.task, shared.now());
+        }
+    }
     shared.links.demand(session.receiver, &session.queues);
 }
 
@@ -116,7 +122,8 @@ async fn greet(shared: &Arc<Shared>, hello: wire::Hello) -> Result<(Arc<Session>
         session.send_again(missing, shared.now());
     }
     tracing::info!(session = %session.id, name = session.name, generation = row.generation, "an orchestrator is here");
-    let ttl = Duration::from_millis(u64::try_from(row.session.ttl_ms).unwrap_or(0));
+    // Told what it asked for: what the database adds to it is the margin that R16 needs.
+    let ttl = Duration::from_millis(u64::try_from(row.session.ttl_ms).unwrap_or(0)).saturating_sub(LEASE_SLACK);
     let welcome = wire::Welcome {
         session_id: row.session.id.to_string(),
         generation: row.generation,
@@ -151,7 +158,7 @@ async fn open(shared: &Arc<Shared>, hello: &wire::Hello) -> Result<SessionRow, F
         queues: hello.queues.clone(),
         slots: hello.slots,
         labels: hello.labels.clone(),
-        ttl_ms: i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX),
+        ttl_ms: i64::try_from((ttl + LEASE_SLACK).as_millis()).unwrap_or(i64::MAX),
         replica: shared.context.endpoint.clone(),
         build: convert::cut(&hello.build, 128),
     };
@@ -201,6 +208,11 @@ async fn serve(shared: Arc<Shared>, session: Arc<Session>, mut inbound: Inbound)
         match inbound.message().await {
             Ok(Some(wire::ConnectOrchestratorRequest { message: Some(message) })) => {
                 match take(&shared, &session, message).await {
+                    Ok(true) if session.has_overflowed() => {
+                        tracing::warn!(session = %session.id, "an orchestrator does not read its stream, which ends");
+                        shared.metrics.unread_streams.inc();
+                        break None;
+                    }
                     Ok(true) => {}
                     Ok(false) => break None,
                     Err(fault) => break Some(fault.into()),
@@ -244,7 +256,7 @@ async fn take(shared: &Arc<Shared>, session: &Arc<Session>, message: Message) ->
         Message::Completions(completions) => complete(shared, session, completions).await?,
         Message::Heartbeat(beat) => {
             session.check_digest(beat.held_count, beat.held_digest);
-            let item = Beat { session: session.clone(), seq: beat.seq };
+            let item = Beat::new(session.clone(), beat.seq);
             if shared.beats.put(item).await.is_err() {
                 return Err(stopping());
             }
@@ -317,8 +329,17 @@ pub(crate) async fn compare(shared: &Arc<Shared>, session: &Arc<Session>, theirs
     }
 }
 
+/// How long an orchestrator that leaves waits for claims that are being made for it. Past it they end as lost.
+const CLAIMS_UNDER_WAY: Duration = Duration::from_secs(5);
+
 /// What it still holds is handed back, then the session is closed.
 async fn goodbye(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), Fault> {
+    // What is being claimed for it must be handed back as well, or it would count as lost: so nothing more is taken, and the claims
+    // under way are waited for.
+    let patience = tokio::time::Instant::now() + CLAIMS_UNDER_WAY;
+    while session.take_no_more() > 0 && tokio::time::Instant::now() < patience {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let mut answers = Vec::new();
     for lease in session.leases() {
         let (told, answer) = oneshot::channel();
@@ -342,4 +363,66 @@ async fn goodbye(shared: &Arc<Shared>, session: &Arc<Session>) -> Result<(), Fau
     shared.reap.notify_one();
     tracing::info!(session = %id, name = session.name, "an orchestrator has left");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_store::Store;
+
+    use super::*;
+    use crate::fixture;
+
+    fn hello(lease_ttl: Option<Duration>) -> wire::Hello {
+        let lease_ttl = lease_ttl.map(convert::span);
+        wire::Hello { name: "one".into(), queues: vec!["default".into()], lease_ttl, ..Default::default() }
+    }
+
+    #[tokio::test]
+    async fn output_of_a_session_that_has_moved_away_does_not_stay() {
+        let replica = fixture::replica();
+        let shared = &replica.shared;
+        let push = |session: &Session| {
+            session.assign(fixture::dispatch(7), Duration::ZERO);
+            let chunk = wire_chunk(b"output");
+            shared.outputs.push(fixture::dispatch(7).lease.task, 1, vec![chunk]);
+        };
+        let later = || shared.outputs.tidy(shared.now() + Duration::from_secs(120));
+        let session = replica.session(&["default"], 1);
+        push(&session);
+        // Resumed here: the earlier stream's end is not the end of the attempt.
+        let again = shared.sessions.enter(session.id, 2, "one".into(), Vec::new()).unwrap();
+        again.restore(&[fixture::dispatch(7)], &BTreeSet::new(), Duration::ZERO);
+        leave(shared, &session);
+        later();
+        assert_eq!(shared.outputs.bytes(), 6);
+        leave(shared, &again);
+        later();
+        assert_eq!(shared.outputs.bytes(), 0);
+    }
+
+    fn wire_chunk(data: &'static [u8]) -> millrace_proto::common::v1::OutputChunk {
+        millrace_proto::common::v1::OutputChunk { stream: 1, offset: 0, data: data.into() }
+    }
+
+    #[tokio::test]
+    async fn r16_a_lease_lasts_longer_than_its_orchestrator_is_told() {
+        let replica = fixture::replica();
+        for asked in [None, Some(SHORTEST_LEASE), Some(LONGEST_LEASE)] {
+            let (session, welcome) = greet(&replica.shared, hello(asked)).await.unwrap();
+            let told = asked.unwrap_or(DEFAULT_LEASE);
+            assert_eq!(welcome.lease_ttl, Some(convert::span(told)));
+            assert_eq!(welcome.heartbeat_interval, Some(convert::span(told / 3)));
+            let stored = || {
+                let rows = replica.store.sessions(10).unwrap();
+                rows.iter().find(|row| row.session.id == session.id).unwrap().session.ttl_ms
+            };
+            let slack_ms = LEASE_SLACK.as_millis() as i64;
+            assert_eq!(stored(), told.as_millis() as i64 + slack_ms);
+            // A resume tells the same, and adds nothing.
+            let resume = wire::Hello { session_id: welcome.session_id, generation: welcome.generation, ..hello(None) };
+            let (_, welcome) = greet(&replica.shared, resume).await.unwrap();
+            assert_eq!(welcome.lease_ttl, Some(convert::span(told)));
+            assert_eq!(stored(), told.as_millis() as i64 + slack_ms);
+        }
+    }
 }

@@ -40,7 +40,7 @@ pub(super) async fn watch_output(
                     None => return,
                 },
                 changed = latest.changed() => {
-                    let ended = latest.borrow_and_update().as_ref().is_some_and(|row| row.state.is_terminal());
+                    let ended = latest.borrow_and_update().as_ref().is_some_and(|seen| seen.is_terminal());
                     if changed.is_err() || ended {
                         while let Ok(output) = live.try_recv() {
                             if sender.send(output).await.is_err() { return }

@@ -1,18 +1,35 @@
 //! What this replica sees, for `millrace doctor`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use millrace_core::served::TickRule;
 use millrace_proto::distributor::v1 as wire;
 use millrace_runtime::status::Fault;
-use millrace_store::{MemberKind, MemberRow, OwnerRow, SessionRow};
+use millrace_store::{Drift, MemberKind, MemberRow, OwnerRow, SessionRow};
 
-use crate::{convert, shared::Shared};
+use crate::{
+    convert,
+    shared::{Shared, lock},
+    suspicion::Suspect,
+};
 
 const SESSIONS: i64 = 1000;
 
+/// How long the database may take. Whoever asks waits a few seconds, and is to hear that it is the database that hangs and
+/// not this replica.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 pub(super) async fn get(shared: &Shared) -> Result<wire::GetStatusResponse, Fault> {
+    let silent = |_| Fault::unavailable("the database has not answered within 3 s", Duration::from_secs(1));
+    tokio::time::timeout(PATIENCE, look(shared)).await.map_err(silent)?
+}
+
+async fn look(shared: &Shared) -> Result<wire::GetStatusResponse, Fault> {
     let (build, replica_id) = (shared.context.build.clone(), shared.id().to_string());
+    let (drift, suspects) = {
+        let survey = lock(&shared.survey);
+        (survey.drift.iter().map(drifted).collect(), survey.suspects.iter().map(suspect).collect())
+    };
     shared
         .read(move |store| {
             let asked = Instant::now();
@@ -28,9 +45,28 @@ pub(super) async fn get(shared: &Shared) -> Result<wire::GetStatusResponse, Faul
                 clock_frozen: store.tick(TickRule::default())?.clock.is_frozen(),
                 schema_version: store.schema_version()?,
                 quarantined: store.quarantined()?,
+                drift,
+                suspects,
             })
         })
         .await
+}
+
+fn drifted(drift: &Drift) -> wire::ColumnDrift {
+    wire::ColumnDrift {
+        table: drift.table.clone(),
+        column: drift.column.clone(),
+        expected: drift.expected.clone(),
+        found: drift.found.clone().unwrap_or_default(),
+    }
+}
+
+fn suspect(suspect: &Suspect) -> wire::SuspectDeploy {
+    wire::SuspectDeploy {
+        build: suspect.build.clone(),
+        since: Some(convert::timestamp(suspect.since_us)),
+        rows_per_minute: i64::try_from(suspect.rows).unwrap_or(i64::MAX),
+    }
 }
 
 fn member(row: MemberRow) -> wire::Member {

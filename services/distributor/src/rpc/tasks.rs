@@ -4,16 +4,15 @@ use millrace_core::id::TaskId;
 use millrace_proto::distributor::v1 as wire;
 use millrace_queue::request_key;
 use millrace_runtime::status::{Fault, Violation};
-use millrace_store::{Audit, CancelResult, ListFilter, RetryResult, Store, StoreError, TaskRow};
+use millrace_store::{Audit, CancelResult, RetryResult, Store, StoreError, TaskRow};
 use tonic::Request;
 use uuid::Uuid;
 
-use crate::{convert, shared::Shared, spec, submit};
+use crate::{convert, quarantine::Seen, shared::Shared, submit};
 
 const MAX_BATCH: usize = 10_000;
-const MAX_REASON: usize = 1024;
+pub(super) const MAX_REASON: usize = 1024;
 const MAX_PAGE: i32 = 1000;
-const DEFAULT_PAGE: i32 = 50;
 
 pub(super) async fn submit(
     shared: &Shared,
@@ -76,49 +75,32 @@ fn result(answer: Result<submit::Accepted, Fault>) -> wire::BatchSubmitResult {
 
 pub(super) async fn get(shared: &Shared, request: wire::GetTaskRequest) -> Result<wire::GetTaskResponse, Fault> {
     let id = convert::task_id(&request.id, "id")?;
-    let row = find(shared, id).await?;
+    let seen = find(shared, id).await?;
     let attempts = shared.read(move |store| store.attempts(id)).await?;
-    let mut task = convert::task(row);
+    let mut task = seen.to_wire();
     task.attempts = attempts.into_iter().map(convert::attempt).collect();
     Ok(wire::GetTaskResponse { task: Some(task) })
 }
 
-/// Reads a task, or says that there is none.
-pub(super) async fn find(shared: &Shared, id: TaskId) -> Result<TaskRow, Fault> {
-    match shared.read(move |store| store.task(id)).await? {
-        Some(row) => Ok(row),
-        None => Err(missing(id)),
+/// Reads a task, also one that is set aside, or says that there is none.
+pub(super) async fn find(shared: &Shared, id: TaskId) -> Result<Seen, Fault> {
+    shared.read(move |store| Seen::look(store, id)).await?.ok_or_else(|| missing(id))
+}
+
+/// Why a task is not among those that can be changed.
+async fn absent(shared: &Shared, id: TaskId) -> Fault {
+    match shared.read(move |store| store.is_quarantined(id)).await {
+        Ok(true) => Fault::precondition(
+            "QUARANTINED",
+            format!("task {id} is set aside because its row cannot be read; release, repair or discard it first"),
+        ),
+        Ok(false) => missing(id),
+        Err(fault) => fault,
     }
 }
 
 fn missing(id: TaskId) -> Fault {
     Fault::not_found("NO_SUCH_TASK", format!("there is no task {id}, or its retention has ended"))
-}
-
-pub(super) async fn list(shared: &Shared, request: wire::ListTasksRequest) -> Result<wire::ListTasksResponse, Fault> {
-    let size = page_size(request.page_size, DEFAULT_PAGE)?;
-    let below = match request.page_token.as_str() {
-        "" => None,
-        token => Some(
-            token.parse::<TaskId>().map_err(|_| Fault::invalid("page_token", "is not one that this list returned"))?,
-        ),
-    };
-    let filter = ListFilter {
-        tenant: (!request.tenant.is_empty()).then_some(request.tenant),
-        queue: (!request.queue.is_empty()).then_some(request.queue),
-        states: convert::states(&request.states)?,
-    };
-    let page = shared.read(move |store| store.list(&filter, below, i64::from(size))).await?;
-    // Labels live in the spec, so they are compared here, within the page's bound.
-    let fits = |row: &TaskRow| {
-        request.labels.is_empty()
-            || spec::labels_of(&row.spec)
-                .is_some_and(|labels| request.labels.iter().all(|(key, value)| labels.get(key) == Some(value)))
-    };
-    Ok(wire::ListTasksResponse {
-        tasks: page.rows.into_iter().filter(fits).map(convert::task).collect(),
-        next_page_token: page.next.map(|id| id.to_string()).unwrap_or_default(),
-    })
 }
 
 /// The page size to use.
@@ -160,7 +142,7 @@ pub(super) async fn cancel(
         CancelResult::Finished(row) => {
             Err(Fault::precondition("ALREADY_FINISHED", format!("task {id} has already ended as {}", row.state)))
         }
-        CancelResult::NotFound => Err(missing(id)),
+        CancelResult::NotFound => Err(absent(shared, id).await),
     }
 }
 
@@ -211,7 +193,7 @@ pub(super) async fn retry(shared: &Shared, request: wire::RetryTaskRequest) -> R
             Err(Fault::precondition("NOT_FINISHED", format!("task {id} has not ended: it is {}", row.state)))
         }
         RetryResult::QueueClosed(queue) => Err(crate::routing::queue_closed(&queue)),
-        RetryResult::NotFound => Err(missing(id)),
+        RetryResult::NotFound => Err(absent(shared, id).await),
     }
 }
 
@@ -231,4 +213,31 @@ pub(super) fn key(method: &str, request_id: &str) -> Result<Option<Uuid>, Fault>
         return Err(Fault::invalid("request_id", "must have at most 128 bytes, none of them NUL"));
     }
     Ok(request_key("", method, request_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_proto::common::v1::TaskState;
+
+    use super::*;
+    use crate::fixture;
+
+    #[tokio::test]
+    async fn a_task_that_is_set_aside_is_found_and_cannot_be_steered() {
+        let replica = fixture::replica();
+        let (shared, task) = (&replica.shared, replica.submit(1));
+        replica.store.quarantine(task);
+        let id = task.to_string();
+        let found = get(shared, wire::GetTaskRequest { id: id.clone() }).await.unwrap().task.unwrap();
+        assert_eq!(found.state, TaskState::Quarantined as i32);
+        assert!(found.quarantine.unwrap().since.is_some());
+        let cancel_it = wire::CancelTaskRequest { id: id.clone(), ..Default::default() };
+        assert_eq!(cancel(shared, cancel_it).await.unwrap_err().reason, "QUARANTINED");
+        assert_eq!(
+            retry(shared, wire::RetryTaskRequest { id, ..Default::default() }).await.unwrap_err().reason,
+            "QUARANTINED"
+        );
+        let nobody = wire::GetTaskRequest { id: TaskId(Uuid::from_u128(9)).to_string() };
+        assert_eq!(get(shared, nobody).await.unwrap_err().reason, "NO_SUCH_TASK");
+    }
 }

@@ -9,13 +9,12 @@ use millrace_proto::{
     distributor::v1::{self as wire, peer_service_client::PeerServiceClient, watch_task_response::Event},
 };
 use millrace_runtime::status::Fault;
-use millrace_store::TaskRow;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{Answers, tasks::find};
-use crate::{convert, shared::Shared, watch::Latest};
+use crate::{convert, quarantine::Seen, shared::Shared, watch::Latest};
 
 /// Events that may wait for the caller; when they are full, output behind them drops chunks (see `output`).
 const WAITING: usize = 64;
@@ -64,16 +63,16 @@ struct Follower {
 struct Gone;
 
 impl Follower {
-    async fn run(mut self, mut latest: Latest, mut row: Arc<TaskRow>) -> Result<(), Gone> {
+    async fn run(mut self, mut latest: Latest, mut row: Arc<Seen>) -> Result<(), Gone> {
         let (kept, mut local) = self.shared.outputs.watch(self.id);
-        if !row.state.is_terminal() {
-            self.send(Event::Task(convert::task((*row).clone()))).await?;
+        if !row.is_terminal() {
+            self.send(Event::Task(row.to_wire())).await?;
         }
         self.follow_remote(&row);
         for output in kept {
             self.output(output).await?;
         }
-        while !row.state.is_terminal() {
+        while !row.is_terminal() {
             tokio::select! {
                 biased;
                 output = local.recv() => if let Some(output) = output { self.output(output).await? },
@@ -87,8 +86,8 @@ impl Follower {
                     if let Some(newest) = newest.filter(|newest| differs(&row, newest)) {
                         row = newest;
                         self.follow_remote(&row);
-                        if !row.state.is_terminal() {
-                            self.send(Event::Task(convert::task((*row).clone()))).await?;
+                        if !row.is_terminal() {
+                            self.send(Event::Task(row.to_wire())).await?;
                         }
                     }
                 }
@@ -105,7 +104,7 @@ impl Follower {
         }
         self.rest_of_remote().await?;
         self.tail(&row).await?;
-        self.send(Event::Task(convert::task((*row).clone()))).await
+        self.send(Event::Task(row.to_wire())).await
     }
 
     async fn send(&self, event: Event) -> Result<(), Gone> {
@@ -131,7 +130,8 @@ impl Follower {
     }
 
     /// Asks the replica that has the task's stream, if that is another one.
-    fn follow_remote(&mut self, row: &TaskRow) {
+    fn follow_remote(&mut self, row: &Seen) {
+        let Some(row) = row.task() else { return };
         let elsewhere = !row.replica.is_empty() && row.replica != self.shared.context.endpoint;
         let known = self.remote.as_ref().is_some_and(|(replica, _)| *replica == row.replica);
         if !self.with_output || !elsewhere || known {
@@ -159,8 +159,10 @@ impl Follower {
     }
 
     /// Fills in from the stored tail what was not seen live. The tail does not tell the streams apart.
-    async fn tail(&mut self, row: &TaskRow) -> Result<(), Gone> {
-        let Some(outcome) = &row.outcome else { return Ok(()) };
+    async fn tail(&mut self, row: &Seen) -> Result<(), Gone> {
+        let Some((row, outcome)) = row.task().and_then(|row| Some((row, row.outcome.as_ref()?))) else {
+            return Ok(());
+        };
         let start = u64::try_from(outcome.output_bytes).unwrap_or(0).saturating_sub(outcome.output_tail.len() as u64);
         let chunk = OutputChunk {
             stream: OutputStream::Stdout as i32,
@@ -171,8 +173,16 @@ impl Follower {
     }
 }
 
-fn differs(row: &TaskRow, newest: &TaskRow) -> bool {
-    (newest.state, newest.attempt, newest.started_at_us) != (row.state, row.attempt, row.started_at_us)
+fn differs(row: &Seen, newest: &Seen) -> bool {
+    match (row, newest) {
+        (Seen::Task(row), Seen::Task(newest)) => {
+            (newest.state, newest.attempt, newest.started_at_us) != (row.state, row.attempt, row.started_at_us)
+        }
+        (Seen::SetAside(row), Seen::SetAside(newest)) => {
+            (&newest.defect, newest.first_seen_us) != (&row.defect, row.first_seen_us)
+        }
+        _ => true,
+    }
 }
 
 async fn from_remote(remote: &mut Option<(String, mpsc::Receiver<wire::TaskOutput>)>) -> Option<wire::TaskOutput> {
@@ -200,4 +210,39 @@ async fn forward(replica: String, task_id: String, sender: mpsc::Sender<wire::Ta
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+    use millrace_core::task::State;
+    use millrace_proto::common::v1::TaskState;
+    use millrace_store::{Audit, Store};
+
+    use super::*;
+    use crate::{fixture, watch};
+
+    #[tokio::test]
+    async fn a_watch_goes_on_while_its_task_is_set_aside() {
+        let replica = fixture::replica();
+        let (shared, id) = (&replica.shared, replica.submit(1));
+        tokio::spawn(watch::run(shared.clone()));
+        let request = wire::WatchTaskRequest { id: id.to_string(), without_output: true };
+        let mut events = task(shared, request).await.unwrap();
+        let mut next = async || match events.next().await.unwrap().unwrap().event.unwrap() {
+            Event::Task(task) => task,
+            Event::Output(_) => panic!("there is no output"),
+        };
+        assert_eq!(next().await.state, TaskState::Queued as i32);
+        replica.store.quarantine(id);
+        shared.watches.nudge(id);
+        let aside = next().await;
+        assert_eq!(aside.state, TaskState::Quarantined as i32);
+        assert!(aside.quarantine.is_some());
+        let audit = Audit { action: "test".into(), subject: String::new(), detail: String::new() };
+        replica.store.release(&[id], &audit).unwrap();
+        shared.watches.nudge(id);
+        assert_eq!(next().await.state, TaskState::Queued as i32);
+        assert_eq!(replica.store.task(id).unwrap().unwrap().state, State::Queued);
+    }
 }

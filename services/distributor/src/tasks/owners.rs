@@ -1,12 +1,12 @@
 //! Finds the queues' owners and keeps a link to each.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use millrace_core::id::MemberId;
+use millrace_core::{id::MemberId, owners::Reach};
 use millrace_runtime::{background, status::Fault};
 use millrace_store::MemberKind;
 
@@ -17,26 +17,19 @@ use crate::{
 
 const PERIOD: Duration = Duration::from_millis(500);
 
-/// How long an owner may be out of reach before the orchestrators of its queues are sent to another replica (R5).
-const CUT_OFF: Duration = Duration::from_secs(5);
-
-/// Owners to which a link is being kept, and since when each has been out of reach.
-#[derive(Default)]
-struct Known {
-    linking: HashSet<MemberId>,
-    unreached: HashMap<MemberId, Duration>,
-}
+/// Owners to which a link is being kept, and those out of reach.
+type Known = Mutex<Reach<MemberId>>;
 
 pub(super) fn start(shared: &Arc<Shared>) {
     let stop = shared.context.shutdown.clone();
     let worker = shared.clone();
-    let known = Arc::new(Mutex::new(Known::default()));
+    let known = Arc::new(Known::default());
     background::every("owners", PERIOD, shared.look_for_owners.clone(), &stop, move || {
         step(worker.clone(), known.clone())
     });
 }
 
-async fn step(shared: Arc<Shared>, known: Arc<Mutex<Known>>) -> Result<(), Fault> {
+async fn step(shared: Arc<Shared>, known: Arc<Known>) -> Result<(), Fault> {
     if shared.cluster().is_err() {
         return Ok(());
     }
@@ -49,7 +42,7 @@ async fn step(shared: Arc<Shared>, known: Arc<Mutex<Known>>) -> Result<(), Fault
             queues.entry(owner).or_default().push(row.queue);
         }
     }
-    lock(&known).unreached.retain(|owner, _| queues.keys().any(|(id, _)| id == owner));
+    lock(&known).keep(&queues.keys().map(|(owner, _)| *owner).collect());
     for ((owner, endpoint), queues) in queues {
         if let Some(kind) = kinds.get(&owner).copied() {
             link(&shared, &known, owner, endpoint, kind);
@@ -59,24 +52,25 @@ async fn step(shared: Arc<Shared>, known: Arc<Mutex<Known>>) -> Result<(), Fault
     Ok(())
 }
 
-fn link(shared: &Arc<Shared>, known: &Arc<Mutex<Known>>, owner: MemberId, endpoint: String, kind: MemberKind) {
-    if !lock(known).linking.insert(owner) {
+fn link(shared: &Arc<Shared>, known: &Arc<Known>, owner: MemberId, endpoint: String, kind: MemberKind) {
+    if !lock(known).dial(owner) {
         return;
     }
     let (shared, known) = (shared.clone(), known.clone());
     let stop = shared.context.shutdown.clone();
     stop.clone().spawn("link", async move {
-        let ended = tokio::select! {
-            // Running work is reported and claimed until the end, so the link goes last.
-            () = stop.grace_over() => Ok(()),
-            () = left(&shared) => Ok(()),
+        let (end, ended) = tokio::select! {
+            // Running work is reported and claimed until the end, so the link goes last; none is opened after it.
+            () = stop.grace_over() => return,
+            () = left(&shared) => return,
             ended = links::serve(&shared, owner, &endpoint, kind) => ended,
         };
         if let Err(status) = ended {
-            tracing::debug!(%owner, endpoint, %status, "the exchange with a queue's owner has ended");
+            tracing::debug!(%owner, endpoint, ?end, %status, "the exchange with a queue's owner has ended");
         }
-        lock(&known).linking.remove(&owner);
-        shared.look_for_owners.notify_one();
+        if lock(&known).ended(owner, end) {
+            shared.look_for_owners.notify_one();
+        }
     });
 }
 
@@ -89,17 +83,11 @@ async fn left(shared: &Shared) {
 }
 
 /// Sends the orchestrators of queues whose live owner cannot be reached from here to another replica.
-fn cut_off(shared: &Shared, known: &Mutex<Known>, owner: MemberId, queues: &[String]) {
-    let now = shared.now();
-    let since = {
-        let mut known = lock(known);
-        if shared.links.reaches(owner) {
-            known.unreached.remove(&owner);
-            return;
-        }
-        *known.unreached.entry(owner).or_insert(now)
-    };
-    let Some(other) = shared.other_replica().filter(|_| now.saturating_sub(since) >= CUT_OFF) else { return };
+fn cut_off(shared: &Shared, known: &Known, owner: MemberId, queues: &[String]) {
+    if !lock(known).is_cut_off(owner, shared.links.reaches(owner), shared.now()) {
+        return;
+    }
+    let Some(other) = shared.other_replica() else { return };
     for session in shared.sessions.all() {
         if session.queues.iter().any(|queue| queues.contains(queue)) {
             session.go_away(notices::go_away("the owner of a queue cannot be reached from here", Some(other.clone())));

@@ -22,8 +22,9 @@ Examples:
   millrace config check distributor --config /etc/millrace.toml
   MILLRACE_SLOTS=8 millrace config check orchestrator -- --queues builds
 
-Nothing is started and no port is bound. Flags of the service stand after `--`. The exit code is 64
-when anything is wrong, and standard error has the line with which the service would not start.")]
+Nothing is started, no port is bound and no database asked. Flags of the service stand after `--`.
+The exit code is 64 when anything is wrong, and standard error has the line with which the service
+would not start.")]
     Check(CheckArgs),
 }
 
@@ -76,14 +77,14 @@ struct Setting {
     source: String,
 }
 
-/// The whole command line as clap has read it, before it becomes the types of the commands.
-struct Raw(ArgMatches);
+/// The whole command line, as clap has read it and as the types of the commands.
+struct Raw(ArgMatches, Cli);
 
 impl FromArgMatches for Raw {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         // Reading the types as well finds what only their parsers refuse.
-        Cli::from_arg_matches(matches)?;
-        Ok(Raw(matches.clone()))
+        let cli = Cli::from_arg_matches(matches)?;
+        Ok(Raw(matches.clone(), cli))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -113,6 +114,7 @@ pub(crate) fn check(args: &CheckArgs, config: Option<&Path>) -> Result<(), Failu
     let Some((_, matches)) = raw.0.subcommand() else {
         return Err(Failure::Usage(format!("`millrace {name}` takes no such flags")));
     };
+    raw.1.check()?;
     let settings = settings(name, matches, config);
     match args.output {
         Format::Json => settings.iter().try_for_each(|setting| {

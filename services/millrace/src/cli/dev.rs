@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::distributor;
 use super::migrate::up;
+use super::orchestrator::invalid;
 use crate::endpoint::DEFAULT_ENDPOINT;
 use crate::exit::Failure;
 use crate::serve::{self, Plan, ProcessArgs, Serving};
@@ -53,20 +54,47 @@ pub(crate) struct DevArgs {
     process: ProcessArgs,
 }
 
+/// The settings of what `dev` runs; it has no flags for all of them.
+struct Settings {
+    distributor: millrace_distributor::Settings,
+    queue: millrace_queue::Settings,
+    agent: Option<agent::Settings>,
+}
+
+impl DevArgs {
+    /// Whether everything would start with these flags and variables, as far as can be told without a port and a database.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        self.settings().map(drop)
+    }
+
+    fn settings(&self) -> Result<Settings, Failure> {
+        serve::check(&self.listen, &self.http_listen, self.database_url.as_deref(), &self.process)?;
+        if self.data_dir.exists() && !self.data_dir.is_dir() {
+            return Err(Failure::Usage(format!("--data-dir: {} is not a directory", self.data_dir.display())));
+        }
+        let settings = Settings {
+            distributor: defaults()?,
+            queue: defaults()?,
+            agent: (!self.without_agent).then(|| agent_settings(self)).transpose()?,
+        };
+        distributor::check_settings(&settings.distributor)?;
+        super::queue::check_settings(&settings.queue)?;
+        if let Some(agent) = &settings.agent {
+            agent.check().map_err(invalid)?;
+        }
+        Ok(settings)
+    }
+}
+
 /// Runs the suite until it is told to stop.
 pub(crate) async fn run(args: DevArgs) -> Result<(), Failure> {
-    let distributor_settings = defaults::<millrace_distributor::Settings>()?;
-    let queue_settings = defaults::<millrace_queue::Settings>()?;
+    let settings = args.settings()?;
     let signals = serve::prepare(&args.process)?;
     let url = database(&args)?;
     up(&url).await?;
 
     // The agent goes first and the services after it, so that what it had in hand is still recorded.
     let services = Shutdown::new(args.process.drain_grace);
-    let agent = (!args.without_agent).then(|| agent_settings(&args)).transpose()?;
-    if let Some(settings) = &agent {
-        settings.options().validate().map_err(|error| Failure::Usage(format!("the agent's {error}")))?;
-    }
     let plan = Plan {
         what: "suite",
         listen: &args.listen,
@@ -79,11 +107,11 @@ pub(crate) async fn run(args: DevArgs) -> Result<(), Failure> {
     let tokens = AgentTokens::default();
     let ordering = tokio::spawn(stop_in_order(signals, services.clone(), tokens.clone()));
     let served = serve::serve(plan, async |frame, routes, serving| {
-        let queue = super::queue::start(queue_settings, frame).await?;
+        let queue = super::queue::start(settings.queue, frame).await?;
         queue.register(routes);
-        let distributor = distributor::start(distributor_settings, frame).await?;
+        let distributor = distributor::start(settings.distributor, frame).await?;
         distributor.register(routes);
-        match agent {
+        match settings.agent {
             Some(settings) => start_agent(settings, &serving.endpoint, services, tokens),
             None => tokens.ended.cancel(),
         }

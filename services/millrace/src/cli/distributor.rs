@@ -29,8 +29,22 @@ pub(crate) struct DistributorArgs {
     process: ProcessArgs,
 }
 
+impl DistributorArgs {
+    /// Whether a replica would start with these flags, as far as can be told without a port and a database.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        serve::check(&self.listen, &self.http_listen, Some(&self.database_url), &self.process)?;
+        check_settings(&self.settings)
+    }
+}
+
+/// Whether the settings make sense together.
+pub(crate) fn check_settings(settings: &millrace_distributor::Settings) -> Result<(), Failure> {
+    settings.check().map_err(Failure::Usage)
+}
+
 /// Runs a replica until it is told to stop.
 pub(crate) async fn run(args: DistributorArgs) -> Result<(), Failure> {
+    args.check()?;
     let shutdown = serve::prepare(&args.process)?;
     let plan = Plan {
         what: "distributor",

@@ -1,12 +1,13 @@
 //! `millrace migrate`: the schema of the database.
 
-use millrace_store::StoreError;
+use millrace_core::ROW_FORMAT;
 use millrace_store::migrate::{self, MigrationStatus};
+use millrace_store::{Activated, Audit, Drift, MemberRow, OpenOptions, StoreError};
 use serde_json::json;
 
 use crate::exit::Failure;
 use crate::output::{self, Format};
-use crate::serve::{redacted, store_failure};
+use crate::serve::{DatabaseArgs, redacted, store_failure};
 
 /// Commands about the schema.
 #[derive(Debug, clap::Subcommand)]
@@ -30,8 +31,36 @@ What the migration added is lost. Stop the services first.")]
 Examples:
   millrace migrate status --database-url sqlite:.millrace/millrace.db
 
+A column whose type is not the one that this release expects is named on standard error: only what needs
+that column suffers.
+
 Exit code: 0 when this release can work with the schema, 1 when it cannot.")]
     Status(StatusArgs),
+    /// Write rows in a newer format from now on
+    #[command(after_help = "\
+Examples:
+  millrace migrate activate 2 --rollback-reads 2 --database-url postgres://millrace@db/millrace
+
+A release that can write a format only does so once it is activated, so that the release before still reads
+everything while both run. It is refused while a process runs that cannot read the format, and when the
+release that you would roll back to cannot (`millrace --version` of that release says what it reads).")]
+    Activate(ActivateArgs),
+}
+
+/// Flags of `migrate activate`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ActivateArgs {
+    /// The format.
+    #[arg(value_parser = clap::value_parser!(i16).range(1..))]
+    format: i16,
+    /// The newest format that the release reads to which you would roll back.
+    #[arg(long, value_name = "FORMAT", value_parser = clap::value_parser!(i16).range(1..))]
+    rollback_reads: i16,
+    #[command(flatten)]
+    database: MigrateArgs,
+    /// Bounds on the database, as the services have them.
+    #[command(flatten)]
+    bounds: DatabaseArgs,
 }
 
 /// Flags of `migrate up`.
@@ -78,9 +107,22 @@ impl MigrateCommand {
                 let taken_back = blocking(&args.database.database_url, |url| migrate::down(url, 1)).await?;
                 say(&taken_back, "taken back", "there is nothing to take back")
             }
+            MigrateCommand::Activate(args) => activate(args).await,
             MigrateCommand::Status(args) => {
                 let status = blocking(&args.database.database_url, migrate::status).await?;
-                print_status(args.output, &status)
+                print_status(args.output, &status)?;
+                // The command line is fine; what it was asked to look at is not.
+                let unfit = |failure| match failure {
+                    Failure::Usage(why) => Failure::Request(why),
+                    other => other,
+                };
+                blocking(&args.database.database_url, migrate::fits).await.map_err(unfit)?;
+                // A SQLite database that is in use cannot be opened a second time, and its schema fits all the same.
+                match blocking(&args.database.database_url, drift).await {
+                    Ok(drift) => drift.iter().for_each(|one| eprintln!("warning: a column's type has changed: {one}")),
+                    Err(failure) => eprintln!("warning: the types of columns were not looked at: {failure}"),
+                }
+                Ok(())
             }
         }
     }
@@ -89,6 +131,45 @@ impl MigrateCommand {
 /// Applies what is missing and gives the names.
 pub(crate) async fn up(url: &str) -> Result<Vec<String>, Failure> {
     blocking(url, migrate::up).await
+}
+
+/// Columns whose types are not those that this release expects.
+fn drift(url: &str) -> Result<Vec<Drift>, StoreError> {
+    let options = OpenOptions { dispatch_connections: 1, read_connections: 1, ..OpenOptions::default() };
+    millrace_store::open(url, &options)?.drift()
+}
+
+async fn activate(args: ActivateArgs) -> Result<(), Failure> {
+    let (format, rollback_reads) = (args.format, args.rollback_reads);
+    if format > ROW_FORMAT {
+        return Err(Failure::Usage(format!(
+            "this release writes formats up to {ROW_FORMAT}; it cannot write {format}"
+        )));
+    }
+    let options = args.bounds.options();
+    let audit = Audit {
+        action: "activate".into(),
+        subject: "write_format".into(),
+        detail: format!("format {format}, rollback reads {rollback_reads}, by {}", crate::version::build()),
+    };
+    let call = move |url: &str| millrace_store::open(url, &options)?.activate(format, rollback_reads, &audit);
+    match blocking(&args.database.database_url, call).await? {
+        Activated::Done { before } => {
+            output::line(&format!("rows are written in format {format}; before it was {before}"))
+        }
+        Activated::Already(current) => output::line(&format!("rows are written in format {current} already")),
+        Activated::RollbackBehind(reads) => Err(Failure::Request(format!(
+            "the release to roll back to reads formats up to {reads} and could not read {format}; nothing was changed"
+        ))),
+        Activated::Behind(members) => {
+            let one = |member: &MemberRow| format!("{} ({})", member.endpoint, member.build);
+            let list = members.iter().map(one).collect::<Vec<_>>().join(", ");
+            Err(Failure::Request(format!(
+                "{} cannot read format {format}: {list}; nothing was changed",
+                if members.len() == 1 { "a live process" } else { "live processes" }
+            )))
+        }
+    }
 }
 
 /// Runs a call to the database where it may block.
@@ -128,42 +209,5 @@ fn print_status(format: Format, status: &[MigrationStatus]) -> Result<(), Failur
             output::print_table(&table)?;
         }
     }
-    let newest = status.iter().filter(|one| one.applied).map(|one| version_of(&one.name)).max();
-    fits(newest, migrate::schema_range()).map_err(Failure::Request)
-}
-
-/// The version at the start of a migration's name.
-fn version_of(name: &str) -> &str {
-    name.split('_').next().unwrap_or(name)
-}
-
-/// Whether this release works with a database whose newest migration is this one.
-fn fits(newest: Option<&str>, (oldest_known, newest_known): (&str, &str)) -> Result<(), String> {
-    match newest {
-        None => Err("the database has no schema yet; run `millrace migrate up`".to_owned()),
-        Some(newest) if newest < oldest_known => Err(format!(
-            "the schema {newest} is older than this release works with ({oldest_known}); run `millrace migrate up`"
-        )),
-        Some(newest) if newest > newest_known => Err(format!(
-            "the schema {newest} is newer than this release works with ({newest_known}); run a newer release"
-        )),
-        Some(_) => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_schema_fits_within_the_range_only() {
-        let range = ("00000000000002", "00000000000005");
-        assert!(fits(None, range).unwrap_err().contains("migrate up"));
-        assert!(fits(Some("00000000000001"), range).unwrap_err().contains("older"));
-        assert!(fits(Some("00000000000006"), range).unwrap_err().contains("newer release"));
-        for version in ["00000000000002", "00000000000005"] {
-            assert_eq!(fits(Some(version), range), Ok(()));
-        }
-        assert_eq!(version_of("00000000000001_first"), "00000000000001");
-    }
+    Ok(())
 }

@@ -6,6 +6,8 @@ pub(crate) mod distributor;
 pub(crate) mod doctor;
 pub(crate) mod migrate;
 pub(crate) mod orchestrator;
+pub(crate) mod preflight;
+pub(crate) mod quarantine;
 pub(crate) mod queue;
 pub(crate) mod route;
 pub(crate) mod task;
@@ -45,6 +47,9 @@ pub(crate) enum Command {
     /// Show and change the routes that say which queue a task joins
     #[command(subcommand)]
     Route(route::RouteCommand),
+    /// Show, repair, release and discard rows that could not be read
+    #[command(subcommand)]
+    Quarantine(quarantine::QuarantineCommand),
     /// Tell on one screen whether work moves, and if not, why
     Doctor(doctor::DoctorArgs),
     /// Run a replica of the distributor
@@ -54,6 +59,8 @@ pub(crate) enum Command {
     /// Bring a database's schema up to date, or look at it
     #[command(subcommand)]
     Migrate(migrate::MigrateCommand),
+    /// Tell whether this release can read what a database holds, before it is deployed
+    Preflight(Box<preflight::PreflightArgs>),
     /// Check the configuration of a service
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -67,11 +74,31 @@ impl Cli {
             Command::Task(command) => command.run().await,
             Command::Queue(args) => args.run().await,
             Command::Route(command) => command.run().await,
+            Command::Quarantine(command) => command.run().await,
             Command::Doctor(args) => doctor::doctor(args).await,
             Command::Distributor(args) => distributor::run(*args).await,
             Command::Orchestrator(args) => orchestrator::run(*args).await,
             Command::Migrate(command) => command.run().await,
+            Command::Preflight(args) => preflight::run(*args).await,
             Command::Config(config::ConfigCommand::Check(args)) => config::check(&args, self.config.as_deref()),
+        }
+    }
+
+    /// Whether a service would start as this command line says: what clap cannot know of its values. A command that is no
+    /// service has nothing to check.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        match &self.command {
+            Command::Dev(args) => args.check(),
+            Command::Queue(args) => args.check(),
+            Command::Distributor(args) => args.check(),
+            Command::Orchestrator(args) => args.check(),
+            Command::Task(_)
+            | Command::Route(_)
+            | Command::Quarantine(_)
+            | Command::Doctor(_)
+            | Command::Migrate(_)
+            | Command::Preflight(_)
+            | Command::Config(_) => Ok(()),
         }
     }
 }

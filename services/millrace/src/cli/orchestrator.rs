@@ -1,11 +1,13 @@
 //! `millrace orchestrator`: the ready agent that runs commands on this machine.
 
+use millrace_orchestrator::InvalidOptions;
 use millrace_orchestrator::agent::{self, AgentError};
 use millrace_runtime::config::duration;
 use millrace_runtime::shutdown::Shutdown;
 use millrace_runtime::telemetry::{self, LogFormat};
 
 use crate::exit::Failure;
+use crate::serve;
 
 /// Flags of `orchestrator`.
 #[derive(Debug, clap::Args)]
@@ -24,9 +26,27 @@ pub(crate) struct OrchestratorArgs {
     log_format: LogFormat,
 }
 
+impl OrchestratorArgs {
+    /// Whether the agent would start with these flags, as far as can be told without starting it.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        serve::check_environment()?;
+        self.settings.check().map_err(invalid)
+    }
+}
+
+/// A setting that is out of its bounds, by its flag.
+pub(crate) fn invalid(error: InvalidOptions) -> Failure {
+    let flag = match error.option {
+        "endpoints" => "endpoint".to_owned(),
+        option => option.replace('_', "-"),
+    };
+    Failure::Usage(format!("--{flag}: {}", error.problem))
+}
+
 /// Runs the agent until it is told to stop and has drained. A second signal leaves at once; leases then run out by
 /// themselves.
 pub(crate) async fn run(args: OrchestratorArgs) -> Result<(), Failure> {
+    args.check()?;
     telemetry::init(args.log_format).map_err(|error| Failure::Usage(error.to_string()))?;
     millrace_runtime::failpoint::init().map_err(|error| Failure::Usage(error.to_string()))?;
     // The agent bounds its own drain; this bound is for one that hangs.
@@ -41,7 +61,8 @@ pub(crate) async fn run(args: OrchestratorArgs) -> Result<(), Failure> {
 
 fn failure(error: AgentError) -> Failure {
     match error {
-        AgentError::Settings(_) | AgentError::StateDir { .. } => Failure::Usage(error.to_string()),
+        AgentError::Settings(error) => invalid(error),
+        AgentError::StateDir { .. } => Failure::Usage(error.to_string()),
         AgentError::StateDirInUse(_) => Failure::Unavailable(error.to_string()),
         AgentError::Run(_) => Failure::Request(error.to_string()),
     }

@@ -98,7 +98,11 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
     let mut request = ListRoutesRequest::default();
     let mut table = output::table(&["ORDER", "NAME", "EXECUTOR", "RESOURCE CLASS", "TENANT", "LABELS", "QUEUE"]);
     loop {
-        let page = client.read(client.distributor().list_routes(request.clone())).await?;
+        let page = client.read(|| {
+            let (mut calls, request) = (client.distributor(), request.clone());
+            async move { calls.list_routes(request).await }
+        });
+        let page = page.await?;
         for route in &page.routes {
             match args.client.output {
                 Format::Json => output::json_line(ROUTE, route)?,

@@ -7,6 +7,7 @@ use millrace_runtime::server::ServeOptions;
 use millrace_runtime::telemetry::LogFormat;
 
 use super::DatabaseArgs;
+use crate::exit::Failure;
 
 /// The server's own limits, which are the flags' defaults.
 fn limits() -> ServeOptions {
@@ -43,6 +44,19 @@ pub(crate) struct ProcessArgs {
 }
 
 impl ProcessArgs {
+    /// Whether the limits let anything through.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let rules = [
+            (self.max_concurrent_requests > 0, "--max-concurrent-requests must be at least 1"),
+            (self.max_connections > 0, "--max-connections must be at least 1"),
+            (self.max_concurrent_streams > 0, "--max-concurrent-streams must be at least 1"),
+        ];
+        match rules.into_iter().find(|(holds, _)| !holds) {
+            Some((_, rule)) => Err(Failure::Usage(rule.to_owned())),
+            None => self.database.check(),
+        }
+    }
+
     /// The limits of the gRPC server.
     pub(crate) fn options(&self) -> ServeOptions {
         ServeOptions {

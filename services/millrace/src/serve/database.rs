@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use millrace_runtime::config::duration;
 use millrace_runtime::shutdown::Shutdown;
-use millrace_store::{OpenOptions, Store, StoreError};
+use millrace_store::{OpenOptions, Reader, Store, StoreError};
 use tokio::net::TcpListener;
 
 use crate::client::Backoff;
@@ -41,7 +41,22 @@ fn some() -> clap::builder::RangedI64ValueParser<u32> {
 }
 
 impl DatabaseArgs {
-    fn options(&self) -> OpenOptions {
+    /// Whether the limits leave the database any time. To PostgreSQL zero means no limit, which is never meant.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let limits = [
+            ("statement-timeout", self.statement_timeout),
+            ("read-timeout", self.read_timeout),
+            ("lock-timeout", self.lock_timeout),
+            ("pool-timeout", self.pool_timeout),
+        ];
+        match limits.into_iter().find(|(_, limit)| limit.as_millis() == 0) {
+            Some((flag, _)) => Err(Failure::Usage(format!("--{flag} must be at least 1ms"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The same as the store takes them, with how this build reads.
+    pub(crate) fn options(&self) -> OpenOptions {
         OpenOptions {
             dispatch_connections: self.database_connections,
             read_connections: self.database_read_connections,
@@ -49,6 +64,18 @@ impl DatabaseArgs {
             read_timeout: self.read_timeout,
             lock_timeout: self.lock_timeout,
             connect_timeout: self.pool_timeout,
+            reader: Reader { build: crate::version::build(), spec: millrace_distributor::read_foreign },
+        }
+    }
+}
+
+/// Whether a URL names a database that a build can open.
+pub(super) fn check_url(url: &str) -> Result<(), Failure> {
+    let schemes = ["postgres://", "postgresql://", "sqlite:"];
+    match schemes.iter().any(|scheme| url.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty())) {
+        true => Ok(()),
+        false => {
+            Err(Failure::Usage(format!("--database-url: `{}` is neither postgres://… nor sqlite:PATH", redacted(url))))
         }
     }
 }

@@ -45,6 +45,45 @@ pub(crate) struct Serving {
     pub(crate) http: String,
 }
 
+/// Whether a process would start with these flags, as far as can be told without a port and a database.
+pub(crate) fn check(listen: &str, http_listen: &str, url: Option<&str>, process: &ProcessArgs) -> Result<(), Failure> {
+    check_environment()?;
+    process.check()?;
+    url.map_or(Ok(()), database::check_url)?;
+    let host = check_address(listen, "--listen")?;
+    check_address(http_listen, "--http-listen")?;
+    match &process.advertise {
+        Some(advertise) => check_advertise(advertise).map(drop),
+        None if host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_unspecified()) => Err(nobody_dials(listen)),
+        None => Ok(()),
+    }
+}
+
+/// Whether the variables can be read that no flag stands for.
+pub(crate) fn check_environment() -> Result<(), Failure> {
+    telemetry::check().map_err(|error| Failure::Usage(error.to_string()))?;
+    // Arming them is the only way to check them, and harmless in a process that serves nothing.
+    failpoint::init().map_err(|error| Failure::Usage(error.to_string()))
+}
+
+/// The host of HOST:PORT.
+fn check_address<'a>(address: &'a str, flag: &str) -> Result<&'a str, Failure> {
+    let parts = address.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    let (host, _) = parts.ok_or_else(|| Failure::Usage(format!("{flag}: '{address}' is not HOST:PORT")))?;
+    Ok(host.trim_start_matches('[').trim_end_matches(']'))
+}
+
+fn check_advertise(advertise: &str) -> Result<String, Failure> {
+    crate::endpoint::parse(advertise)
+        .map_err(|why| Failure::Usage(format!("--advertise: '{advertise}' is no endpoint: {why}")))
+}
+
+fn nobody_dials(listen: &str) -> Failure {
+    Failure::Usage(format!(
+        "--listen {listen} is every address of this machine: say with --advertise at which one peers reach it"
+    ))
+}
+
 /// Starts what every process needs before anything else: logs, failpoints and signals.
 pub(crate) fn prepare(process: &ProcessArgs) -> Result<Shutdown, Failure> {
     telemetry::init(process.log_format).map_err(|error| Failure::Usage(error.to_string()))?;
@@ -158,14 +197,11 @@ fn local(listener: &TcpListener) -> Result<std::net::SocketAddr, Failure> {
 /// Where peers dial this process: what the operator says, else where it listens, which must then be one address.
 fn endpoint_of(advertise: Option<&str>, listen: &str, listener: &TcpListener) -> Result<String, Failure> {
     if let Some(advertise) = advertise {
-        return crate::endpoint::parse(advertise)
-            .map_err(|why| Failure::Usage(format!("--advertise: '{advertise}' is no endpoint: {why}")));
+        return check_advertise(advertise);
     }
     let address = local(listener)?;
     if address.ip().is_unspecified() {
-        return Err(Failure::Usage(format!(
-            "--listen {listen} is every address of this machine: say with --advertise at which one peers reach it"
-        )));
+        return Err(nobody_dials(listen));
     }
     Ok(format!("http://{address}"))
 }

@@ -2,14 +2,18 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod quarantine;
+
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::process::{Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures::{Stream, StreamExt, stream};
 use millrace_proto::common::v1::{Outcome, OutcomeKind, OutputChunk, OutputStream, TaskState};
 use millrace_proto::distributor::v1::distributor_service_server::{DistributorService, DistributorServiceServer};
+use millrace_proto::distributor::v1::quarantine_service_server::QuarantineServiceServer;
 use millrace_proto::distributor::v1::watch_task_response::Event;
 use millrace_proto::distributor::v1::*;
 use millrace_proto::queue::v1::queue_service_server::{QueueService, QueueServiceServer};
@@ -50,8 +54,26 @@ pub(crate) struct Fake {
     pub(crate) updates: Mutex<Vec<UpdateQueueRequest>>,
     pub(crate) submitted: Mutex<Vec<SubmitTaskRequest>>,
     pub(crate) batches: Mutex<Vec<BatchSubmitTasksRequest>>,
+    pub(crate) quarantine: quarantine::Quarantine,
     pub(crate) watched: Notify,
     pub(crate) waiting: Mutex<Option<tokio::sync::oneshot::Sender<()>>>,
+    /// How many of the next submissions get no answer.
+    pub(crate) unanswered: AtomicU32,
+}
+
+/// Takes connections and never says a word, as a process does that is stopped.
+pub(crate) struct Silent {
+    _listener: std::net::TcpListener,
+    pub(crate) endpoint: String,
+}
+
+impl Silent {
+    pub(crate) fn new() -> Silent {
+        // The system completes connections by itself; nobody has to accept them.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        Silent { _listener: listener, endpoint }
+    }
 }
 
 impl Fake {
@@ -63,6 +85,7 @@ impl Fake {
         let server = tonic::transport::Server::builder()
             .add_service(DistributorServiceServer::from_arc(fake.clone()))
             .add_service(QueueServiceServer::from_arc(fake.clone()))
+            .add_service(QuarantineServiceServer::from_arc(fake.clone()))
             .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener));
         tokio::spawn(server);
         (fake, endpoint)
@@ -157,6 +180,10 @@ impl DistributorService for Fake {
 
     async fn submit_task(&self, request: Request<SubmitTaskRequest>) -> Result<Response<SubmitTaskResponse>, Status> {
         self.submitted.lock().unwrap().push(request.into_inner());
+        let less = |left: u32| left.checked_sub(1);
+        if self.unanswered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
+            std::future::pending::<()>().await;
+        }
         next(&self.submit)?.map(Response::new)
     }
 
@@ -213,8 +240,8 @@ impl DistributorService for Fake {
         Ok(Response::new(ListTasksResponse { tasks: page, next_page_token }))
     }
 
-    async fn retry_task(&self, _: Request<RetryTaskRequest>) -> Result<Response<RetryTaskResponse>, Status> {
-        Err(Status::unimplemented(""))
+    async fn retry_task(&self, request: Request<RetryTaskRequest>) -> Result<Response<RetryTaskResponse>, Status> {
+        Err(Status::failed_precondition(format!("task {} has not ended: it is RUNNING", request.into_inner().id)))
     }
 
     async fn explain_task(&self, _: Request<ExplainTaskRequest>) -> Result<Response<ExplainTaskResponse>, Status> {
@@ -285,12 +312,16 @@ impl QueueService for Fake {
         Err(Status::unimplemented(""))
     }
 
-    async fn get_queue(&self, _: Request<GetQueueRequest>) -> Result<Response<GetQueueResponse>, Status> {
-        Err(Status::unimplemented(""))
+    async fn get_queue(&self, request: Request<GetQueueRequest>) -> Result<Response<GetQueueResponse>, Status> {
+        let name = request.into_inner().name;
+        let found = self.queues.lock().unwrap().iter().find(|queue| queue.name == name).cloned();
+        found
+            .map(|queue| Response::new(GetQueueResponse { queue: Some(queue) }))
+            .ok_or_else(|| Status::not_found(format!("there is no queue `{name}`")))
     }
 
     async fn delete_queue(&self, _: Request<DeleteQueueRequest>) -> Result<Response<DeleteQueueResponse>, Status> {
-        Err(Status::unimplemented(""))
+        Err(Status::failed_precondition("the route `r` names the queue"))
     }
 
     async fn resume_queue(&self, _: Request<ResumeQueueRequest>) -> Result<Response<ResumeQueueResponse>, Status> {

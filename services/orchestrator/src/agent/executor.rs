@@ -80,7 +80,7 @@ impl ProcessExecutor {
     async fn execute_in(&self, dir: &Path, command: &Command, attempt: &AttemptHandle) -> Outcome {
         let env = environment(dir, command, attempt);
         let launch = Launch { argv: &command.argv, env: &env, dir, stdin: command.stdin.clone() };
-        let process = match Process::start(launch) {
+        let process = match Process::start(launch).await {
             Ok(process) => process,
             Err(error) => return StartFailure::of_program(command, &error).into_outcome().await,
         };
@@ -99,7 +99,7 @@ impl ProcessExecutor {
             .collect();
         let launch = Launch { argv: &argv, env: &env, dir: Path::new("."), stdin: Bytes::new() };
         let process =
-            Process::start(launch).map_err(|error| format!("the health command cannot be started: {error}"))?;
+            Process::start(launch).await.map_err(|error| format!("the health command cannot be started: {error}"))?;
         let mut shown = Vec::new();
         let show = |_, bytes: &[u8]| {
             let room = HEALTH_OUTPUT_BYTES.saturating_sub(shown.len()).min(bytes.len());

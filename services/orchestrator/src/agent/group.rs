@@ -1,6 +1,9 @@
 //! Signals to a process group.
 
-/// The process group of one command; killed when dropped, so that no path leaves processes behind.
+use super::warden;
+
+/// The process group of one command; killed when dropped, or by the warden when the agent is killed before that, so that
+/// no path leaves processes behind.
 ///
 /// A group's number stays taken while any process is in it, also after its leader is gone. Once the group is empty the
 /// system may give the number away again, in practice only after it has gone through all others.
@@ -22,7 +25,9 @@ impl Group {
     /// The group that the process of this id leads. None for an id that no such process can have: 0 and 1 would mean
     /// our own group and everything.
     pub(crate) fn led_by(pid: u32) -> Option<Self> {
-        libc::pid_t::try_from(pid).ok().filter(|id| *id > 1).map(|id| Self { id })
+        let id = libc::pid_t::try_from(pid).ok().filter(|id| *id > 1)?;
+        warden::watch(id);
+        Some(Self { id })
     }
 
     /// Signals every process in the group. A group that is empty by now is no error: there is nothing left to signal.
@@ -38,6 +43,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         self.signal(Signal::Kill);
+        warden::forget(self.id);
     }
 }
 

@@ -5,8 +5,9 @@
 //! while it runs. When it has to stop, its group gets SIGTERM, and SIGKILL after the grace; whatever it leaves behind in
 //! its group is killed when it ends.
 //!
-//! An agent that is killed itself leaves its commands running. With a state directory the next start at least closes
-//! the old session, so that their tasks are retried without waiting for the lease.
+//! An agent that is killed itself takes its commands with it, group by group: see `warden` and `spawner`. What has left its
+//! group (setsid) goes on. With a state directory the next start closes the old session, so that the tasks are retried
+//! without waiting for the lease.
 
 mod executor;
 mod group;
@@ -14,6 +15,8 @@ mod process;
 #[cfg(test)]
 mod process_tests;
 mod settings;
+mod spawner;
+mod warden;
 
 use std::{fs, io, path::PathBuf};
 
@@ -51,8 +54,8 @@ pub enum AgentError {
 /// # Errors
 /// Invalid settings, a state directory that cannot be used, and a service that refuses this agent's first Hello.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), AgentError> {
+    settings.check()?;
     let mut options = settings.options();
-    options.validate()?;
     let mut _lock = None;
     if let Some(dir) = &settings.state_dir {
         _lock = Some(lock(dir)?);

@@ -17,7 +17,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::group::{Group, Signal};
+use super::{
+    group::{Group, Signal},
+    spawner,
+};
 use crate::Stop;
 
 /// Bytes read at a time, from each stream.
@@ -60,20 +63,18 @@ pub(crate) struct Finished {
 
 impl Process {
     /// Starts it. The environment is exactly the one given.
-    pub(crate) fn start(launch: Launch<'_>) -> io::Result<Self> {
+    pub(crate) async fn start(launch: Launch<'_>) -> io::Result<Self> {
         let (program, arguments) = launch.argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .env_clear()
             .envs(launch.env)
             .current_dir(launch.dir)
-            .process_group(0)
-            .kill_on_drop(true)
             .stdin(if launch.stdin.is_empty() { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let group = child.id().and_then(Group::led_by).ok_or_else(|| io::Error::other("the process has no id"))?;
+            .stderr(Stdio::piped());
+        let (mut child, group) = spawner::spawn(command).await?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let stdin = child.stdin.take().map(|pipe| (pipe, launch.stdin));
         Ok(Self { child, group, stdin, stdout, stderr })

@@ -2,7 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{Options, agent::ProcessOptions, parse_duration};
+use millrace_core::id::is_name;
+
+use crate::{InvalidOptions, Options, agent::ProcessOptions, parse_duration};
+
+/// What the contract allows of labels: how many, and the bytes of a key and of a value.
+const LABELS: (usize, usize, usize) = (32, 63, 255);
 
 /// How the agent is set up.
 #[derive(Debug, Clone, clap::Args)]
@@ -63,6 +68,32 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether the agent can start with these settings, as far as can be told without starting it.
+    ///
+    /// # Errors
+    /// The first setting that is out of its bounds, by the name of its option.
+    pub fn check(&self) -> Result<(), InvalidOptions> {
+        self.options().validate()?;
+        let check = |good: bool, option, problem: String| match good {
+            true => Ok(()),
+            false => Err(InvalidOptions { option, problem }),
+        };
+        check(!self.executors.is_empty(), "executors", "at least one is needed".into())?;
+        for executor in &self.executors {
+            check(is_name(executor), "executors", format!("`{executor}` is not an executor's name"))?;
+        }
+        let (most, key_bytes, value_bytes) = LABELS;
+        check(self.labels.len() <= most, "labels", format!("at most {most} are allowed"))?;
+        for (key, value) in &self.labels {
+            let good =
+                key.len() <= key_bytes && value.len() <= value_bytes && !key.contains('\0') && !value.contains('\0');
+            let problem = format!("a key has at most {key_bytes} bytes and a value {value_bytes}: `{key:.63}`");
+            check(good, "labels", problem)?;
+        }
+        let usable = self.state_dir.as_ref().is_none_or(|dir| !dir.exists() || dir.is_dir());
+        check(usable, "state_dir", "is not a directory".into())
+    }
+
     /// The client's options; the session's file is not among them yet.
     pub fn options(&self) -> Options {
         let defaults = Options::default();
@@ -133,6 +164,18 @@ mod tests {
         assert_eq!(options.queues, ["default"]);
         assert!(options.name.ends_with(&format!("-{}", std::process::id())));
         assert!(settings.process_options().kill_grace < options.stop_limit);
+    }
+
+    #[test]
+    fn what_the_agent_would_not_start_with_is_named() {
+        let problem =
+            |args: &[&str]| parse(&[&["agent"], args].concat()).unwrap().check().err().map(|error| error.option);
+        assert_eq!(problem(&[]), None);
+        assert_eq!(problem(&["--slots", "0"]), Some("slots"));
+        assert_eq!(problem(&["--lease-ttl", "1s"]), Some("lease_ttl"));
+        assert_eq!(problem(&["--executors", "Bad Name"]), Some("executors"));
+        assert_eq!(problem(&["--labels", &format!("key={}", "x".repeat(256))]), Some("labels"));
+        assert_eq!(problem(&["--state-dir", "/dev/null"]), Some("state_dir"));
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod outbox;
 mod ownership;
 mod policy;
 mod reads;
+mod upkeep;
 mod wire;
 
 use std::{
@@ -172,7 +173,8 @@ pub(crate) struct Shared {
 pub(crate) type OwnedQueues = BTreeMap<Arc<str>, Owned>;
 
 impl Host {
-    /// Starts a host: it takes queues, ticks the served clock, and gives its queues up when the process drains. Needs a
+    /// Starts a host: it takes queues, ticks the served clock, ends pauses and drains at their time, and gives its queues up when the
+    /// process drains. Needs a
     /// Tokio runtime.
     pub fn start(settings: HostSettings, context: HostContext) -> Host {
         let shared = Arc::new(Shared {
@@ -196,7 +198,9 @@ impl Host {
         });
         tick(&shared);
         Ownership::run(&shared);
-        Host { shared }
+        let host = Host { shared };
+        upkeep::start(&host);
+        host
     }
 
     /// Serves one exchange stream: QueueService.Exchange, or PeerService.Exchange of a distributor. The answer is the stream of

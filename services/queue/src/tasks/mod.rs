@@ -1,12 +1,10 @@
-//! The background loops of the queue service, one a file. The host has its own.
+//! The background loops of the queue service, one a file. The host has its own, which run wherever matchers do.
 
-mod drains;
 mod health;
 mod membership;
-mod pauses;
 
 use millrace_core::id::MemberId;
-use millrace_runtime::Context;
+use millrace_runtime::{Context, foreign::ForeignRows};
 
 use crate::Host;
 
@@ -14,6 +12,6 @@ use crate::Host;
 pub(crate) fn start(context: &Context, host: &Host, member: MemberId) {
     health::start(context);
     membership::start(context, host, member);
-    pauses::start(context, host);
-    drains::start(context, host);
+    // The host reads lanes, and so meets rows that cannot be read.
+    ForeignRows::start(context);
 }

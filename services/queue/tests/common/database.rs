@@ -140,7 +140,16 @@ impl Database {
 
     /// Pauses or resumes the queue `default` behind the hosts' backs.
     pub fn pause(&self, paused: bool) {
-        let change = QueueChange { pause: Some(paused.then(|| ("test".into(), None))), ..QueueChange::default() };
+        self.set_pause(paused.then(|| ("test".into(), None)));
+    }
+
+    /// Pauses the queue `default` for a while, behind the hosts' backs.
+    pub fn pause_for(&self, span: Duration) {
+        self.set_pause(Some(("test".into(), Some(self.now_us() + span.as_micros() as i64))));
+    }
+
+    fn set_pause(&self, pause: Option<(String, Option<i64>)>) {
+        let change = QueueChange { pause: Some(pause), ..QueueChange::default() };
         let audit = Audit { action: "test".into(), subject: "default".into(), detail: String::new() };
         self.store.update_queue("default", &change, &audit, None).unwrap().unwrap();
     }

@@ -58,6 +58,10 @@ macro_rules! delegate {
                 self.pass(stringify!($name))?;
                 self.inner.$name($($argument),*)
             })*
+
+            fn foreign(&self) -> &Foreign {
+                self.inner.foreign()
+            }
         }
     };
 }
@@ -115,5 +119,15 @@ delegate! {
     fn trim_finished(&self, keep: Duration) -> Result<i64>;
     fn trim_requests(&self, keep: Duration, after: Option<Uuid>, limit: i64) -> Result<Option<Uuid>>;
     fn trim_attempts(&self, after: Option<TaskId>, limit: i64) -> Result<Option<TaskId>>;
+    fn examine(&self, tasks: &[TaskId]) -> Result<Vec<Examined>>;
+    fn inspect(&self, after: Option<TaskId>, limit: i64) -> Result<Inspected>;
+    fn strays(&self, limit: i64) -> Result<Vec<TaskId>>;
+    fn quarantine(&self, filter: &QuarantineFilter, after: Option<TaskId>, limit: i64) -> Result<QuarantinePage>;
+    fn reexamine(&self, after: Option<TaskId>, limit: i64) -> Result<Reexamined>;
+    fn release(&self, tasks: &[TaskId], audit: &Audit) -> Result<Vec<Released>>;
+    fn repair(&self, task: TaskId, repair: &Repair, only_try: bool, audit: &Audit) -> Result<Repaired>;
+    fn discard(&self, tasks: &[TaskId], reason: &str, audit: &Audit) -> Result<Vec<TaskId>>;
+    fn drift(&self) -> Result<Vec<Drift>>;
+    fn activate(&self, format: i16, rollback_reads: i16, audit: &Audit) -> Result<Activated>;
     fn audit(&self, entry: &Audit) -> Result<()>;
 }

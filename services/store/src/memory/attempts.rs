@@ -7,13 +7,21 @@ use millrace_core::{
 };
 
 use super::model::{Attempt, Model, Task, next, storable};
-use crate::{Result, StoreError, types::*};
+use crate::{Foreign, Reader, Result, StoreError, types::*};
+
+/// The columns that a claim writes.
+const CLAIMED: [&str; 7] =
+    ["state", "attempt", "token", "session_id", "ready_at_us", "dispatched_at_us", "started_at_us"];
+
+/// The columns that a requeue writes.
+const REQUEUED: [&str; 8] =
+    ["state", "token", "session_id", "ready_at_us", "wake_at_us", "failures", "losses", "unsupported"];
 
 impl Model {
-    pub(super) fn claim(&mut self, now: i64, claim: &Claim) -> Result<Claimed> {
+    pub(super) fn claim(&mut self, now: i64, foreign: &Foreign, reader: &Reader, claim: &Claim) -> Result<Claimed> {
         let generation = self.live_generation(claim.session);
         let gate_is_open = self.gates.get(&claim.queue).is_some_and(|gate| gate.epoch == claim.epoch && !gate.paused);
-        let Some(task) = self.tasks.get_mut(&claim.task) else { return Ok(Claimed::Stale) };
+        let Some(task) = self.tasks.get(&claim.task) else { return Ok(Claimed::Stale) };
         let is_repeat = task.session == Some(claim.session) && task.token == Some(claim.token);
         if is_repeat && let Some(dispatch) = dispatch(task) {
             return Ok(Claimed::Won(Box::new(dispatch)));
@@ -28,6 +36,12 @@ impl Model {
         if !waits_there || task.has_expired(now) || !task.is_readable() {
             return Ok(Claimed::Stale);
         }
+        if !self.can_run(foreign, reader, task) {
+            self.examine(now, reader, claim.task);
+            return Ok(Claimed::Stale);
+        }
+        self.rewritten(claim.task, &CLAIMED);
+        let Some(task) = self.tasks.get_mut(&claim.task) else { return Ok(Claimed::Stale) };
         task.state = next(task.state, Event::Claim)?;
         task.attempt += 1;
         task.token = Some(claim.token);
@@ -36,6 +50,16 @@ impl Model {
         task.dispatched_at_us = Some(now);
         task.started_at_us = None;
         Ok(dispatch(task).map_or(Claimed::Stale, |dispatch| Claimed::Won(Box::new(dispatch))))
+    }
+
+    /// Whether this build can read the row, its spec too.
+    fn can_run(&self, foreign: &Foreign, reader: &Reader, task: &Task) -> bool {
+        if !self.reads(foreign, task) {
+            return false;
+        }
+        let reading = (reader.spec)(&task.spec);
+        reading.ignored.iter().for_each(|defect| foreign.ignored(&defect.column));
+        reading.defect.inspect(|defect| foreign.unreadable(None, defect)).is_none()
     }
 
     pub(super) fn complete(&mut self, now: i64, completion: &Completion) -> Result<Completed> {
@@ -91,6 +115,7 @@ impl Model {
         task.losses = requeue.losses;
         task.unsupported = requeue.unsupported;
         let ready_at_us = task.ready_at_us;
+        self.rewritten(lease.task, &REQUEUED);
         self.keep_attempt(now, &ended, &requeue.outcome);
         Ok(Requeued::Waiting { ready_at_us })
     }
@@ -132,10 +157,11 @@ impl Model {
         task.session.and_then(|id| self.sessions.get(&id)).map(|session| &session.session)
     }
 
-    pub(super) fn held_rows(&self, leases: &[LeaseRef]) -> Vec<HeldRow> {
+    pub(super) fn held_rows(&self, foreign: &Foreign, leases: &[LeaseRef]) -> Vec<HeldRow> {
         self.tasks
             .values()
             .filter(|task| task.lease().is_some_and(|lease| leases.contains(&lease)))
+            .filter(|task| self.reads(foreign, task))
             .filter_map(held_row)
             .collect()
     }

@@ -3,7 +3,7 @@
 use millrace_core::{id::MemberId, served::TickRule, time::Timestamp};
 
 use super::model::{Member, Model};
-use crate::types::*;
+use crate::{Activated, types::*};
 
 /// How long a member whose lease has ended is kept, in served milliseconds.
 const MEMBER_KEPT_MS: i64 = 3_600_000;
@@ -24,6 +24,23 @@ impl Model {
 
     pub(super) fn remove_member(&mut self, member: MemberId) {
         self.members.remove(&member);
+    }
+
+    pub(super) fn activate(&mut self, now: i64, format: i16, rollback_reads: i16, audit: &Audit) -> Activated {
+        let before = self.cluster.write_format;
+        let behind: Vec<MemberRow> = self.members().into_iter().filter(|member| member.readers.1 < format).collect();
+        if before >= format {
+            return Activated::Already(before);
+        }
+        if !behind.is_empty() {
+            return Activated::Behind(behind);
+        }
+        if rollback_reads < format {
+            return Activated::RollbackBehind(rollback_reads);
+        }
+        self.cluster.write_format = format;
+        self.audit.push((now, audit.clone()));
+        Activated::Done { before }
     }
 
     pub(super) fn members(&self) -> Vec<MemberRow> {

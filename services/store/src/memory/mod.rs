@@ -5,9 +5,11 @@
 mod attempts;
 mod clock;
 mod cluster;
+mod damage;
 mod faults;
 mod model;
 mod people;
+mod quarantine;
 mod queues;
 mod retention;
 mod sessions;
@@ -22,6 +24,7 @@ use std::{
 };
 
 use millrace_core::{
+    foreign::{Defect, Value},
     held::LeaseRef,
     id::{MemberId, SessionId, TaskId},
     route::Route,
@@ -34,7 +37,10 @@ pub use clock::{Clock, SettableClock};
 pub use faults::Fault;
 pub use model::Model;
 
-use crate::{Result, Store, types::*};
+use crate::{
+    Activated, Drift, Examined, Foreign, Inspected, QuarantineFilter, QuarantinePage, Reader, Reexamined, Released,
+    Repair, Repaired, Result, Store, types::*,
+};
 use faults::Faults;
 
 /// A store in memory. Clones share their content; [`MemoryStore::snapshot`] copies it.
@@ -43,13 +49,21 @@ pub struct MemoryStore {
     clock: Clock,
     model: Arc<Mutex<Model>>,
     faults: Arc<Mutex<Faults>>,
+    foreign: Arc<Foreign>,
+    reader: Arc<Reader>,
 }
 
 impl MemoryStore {
     /// A new store whose database's time is `clock`.
     pub fn new(clock: Clock) -> Self {
         let model = Arc::new(Mutex::new(Model::new(clock())));
-        Self { clock, model, faults: Arc::default() }
+        Self { clock, model, faults: Arc::default(), foreign: Arc::default(), reader: Arc::default() }
+    }
+
+    /// The same store, content and all, as another build opens it: with its own reader, and having noticed nothing yet.
+    #[must_use]
+    pub fn read_by(&self, reader: Reader) -> Self {
+        Self { foreign: Arc::default(), reader: Arc::new(reader), ..self.clone() }
     }
 
     /// A new store and its clock, which stands still at `start` until it is moved.
@@ -89,9 +103,21 @@ impl MemoryStore {
         locked(&self.model).cluster.incarnation = incarnation;
     }
 
-    /// Sets a task aside in quarantine.
+    /// Sets a live task aside in quarantine, whatever is wrong with it.
     pub fn quarantine(&self, task: TaskId) {
-        locked(&self.model).quarantined.insert(task);
+        let now = (self.clock)().0;
+        locked(&self.model).set_aside(now, &self.reader, task, Defect::new("spec", "was set aside by a test"));
+    }
+
+    /// Puts a value into a column of a live task, which may be one that the column is not for, or into a column of a later
+    /// release. A value that the column is for mends it.
+    pub fn damage(&self, task: TaskId, column: &str, value: Value) {
+        locked(&self.model).damage(task, column, value);
+    }
+
+    /// The audit trail, oldest first.
+    pub fn audited(&self) -> Vec<Audit> {
+        locked(&self.model).audit.iter().map(|(_, entry)| entry.clone()).collect()
     }
 
     /// Checks what holds between any two calls; the error names what is broken.
@@ -166,7 +192,9 @@ impl Store for MemoryStore {
     }
 
     fn claim(&self, batch: &[Claim]) -> Result<Vec<Claimed>> {
-        self.write("claim", |model, now| batch.iter().map(|claim| model.claim(now, claim)).collect())
+        self.write("claim", |model, now| {
+            batch.iter().map(|claim| model.claim(now, &self.foreign, &self.reader, claim)).collect()
+        })
     }
 
     fn complete(&self, batch: &[Completion]) -> Result<Vec<Completed>> {
@@ -178,11 +206,11 @@ impl Store for MemoryStore {
     }
 
     fn heartbeat(&self, batch: &[Heartbeat]) -> Result<Vec<HeartbeatResult>> {
-        self.write("heartbeat", |model, now| batch.iter().map(|one| model.heartbeat(now, one)).collect())
+        self.write("heartbeat", |model, now| batch.iter().map(|one| model.heartbeat(now, &self.foreign, one)).collect())
     }
 
     fn held_rows(&self, leases: &[LeaseRef]) -> Result<Vec<HeldRow>> {
-        self.read("held_rows", |model, _| model.held_rows(leases))
+        self.read("held_rows", |model, _| model.held_rows(&self.foreign, leases))
     }
 
     fn open_session(&self, session: &NewSession) -> Result<SessionRow> {
@@ -190,7 +218,9 @@ impl Store for MemoryStore {
     }
 
     fn resume_session(&self, session: SessionId, generation: i64, replica: &str) -> Result<Resumed> {
-        self.write("resume_session", |model, now| Ok(model.resume_session(now, session, generation, replica)))
+        self.write("resume_session", |model, now| {
+            Ok(model.resume_session(now, &self.foreign, session, generation, replica))
+        })
     }
 
     fn close_session(&self, session: SessionId, generation: Option<i64>) -> Result<bool> {
@@ -202,11 +232,11 @@ impl Store for MemoryStore {
     }
 
     fn orphans(&self, limit: i64) -> Result<Vec<HeldRow>> {
-        self.read("orphans", |model, _| model.orphans(limit))
+        self.read("orphans", |model, _| model.orphans(&self.foreign, limit))
     }
 
     fn held_by(&self, session: SessionId) -> Result<Vec<Dispatch>> {
-        self.read("held_by", |model, _| model.held_by(session))
+        self.read("held_by", |model, _| model.held_by(&self.foreign, session))
     }
 
     fn sessions(&self, limit: i64) -> Result<Vec<SessionRow>> {
@@ -229,27 +259,27 @@ impl Store for MemoryStore {
         up_to: Option<(Timestamp, TaskId)>,
         limit: i64,
     ) -> Result<LanePage> {
-        self.read("lane_page", |model, now| model.lane_page(now, queue, lane, after, up_to, limit))
+        self.read("lane_page", |model, now| model.lane_page(now, &self.foreign, (queue, lane), (after, up_to), limit))
     }
 
     fn wake(&self, limit: i64) -> Result<Vec<(String, Waiting)>> {
-        self.write("wake", |model, now| model.wake(now, limit))
+        self.write("wake", |model, now| model.wake(now, &self.foreign, limit))
     }
 
     fn expire(&self, limit: i64) -> Result<Vec<TaskId>> {
-        self.write("expire", |model, now| model.expire(now, limit))
+        self.write("expire", |model, now| model.expire(now, &self.foreign, limit))
     }
 
     fn task(&self, id: TaskId) -> Result<Option<TaskRow>> {
-        self.read("task", |model, _| model.row(id))
+        self.read("task", |model, _| model.task(&self.foreign, id))?
     }
 
     fn tasks(&self, ids: &[TaskId]) -> Result<Vec<TaskRow>> {
-        self.read("tasks", |model, _| ids.iter().filter_map(|id| model.row(*id)).collect())
+        self.read("tasks", |model, _| ids.iter().filter_map(|id| model.good_row(&self.foreign, *id)).collect())
     }
 
     fn is_quarantined(&self, id: TaskId) -> Result<bool> {
-        self.read("is_quarantined", |model, _| model.quarantined.contains(&id))
+        self.read("is_quarantined", |model, _| model.quarantined.contains_key(&id))
     }
 
     fn quarantined(&self) -> Result<i64> {
@@ -261,7 +291,7 @@ impl Store for MemoryStore {
     }
 
     fn list(&self, filter: &ListFilter, below: Option<TaskId>, limit: i64) -> Result<ListPage> {
-        self.read("list", |model, _| model.list(filter, below, limit))
+        self.read("list", |model, _| model.list(&self.foreign, filter, below, limit))
     }
 
     fn position(&self, id: TaskId) -> Result<Option<i64>> {
@@ -269,7 +299,10 @@ impl Store for MemoryStore {
     }
 
     fn cancel(&self, id: TaskId, reason: &str, request: Option<Uuid>) -> Result<CancelResult> {
-        self.write("cancel", |model, now| Ok(model.cancel(now, id, reason, request)))
+        self.write("cancel", |model, now| {
+            model.must_read(&self.foreign, id)?;
+            Ok(model.cancel(now, id, reason, request))
+        })
     }
 
     fn retry(&self, id: TaskId, request: Option<Uuid>) -> Result<Idempotent<RetryResult>> {
@@ -359,6 +392,57 @@ impl Store for MemoryStore {
 
     fn trim_attempts(&self, after: Option<TaskId>, limit: i64) -> Result<Option<TaskId>> {
         self.write("trim_attempts", |model, _| Ok(model.trim_attempts(after, limit)))
+    }
+
+    fn foreign(&self) -> &Foreign {
+        &self.foreign
+    }
+
+    fn examine(&self, tasks: &[TaskId]) -> Result<Vec<Examined>> {
+        self.write("examine", |model, now| {
+            Ok(tasks.iter().map(|task| model.examine(now, &self.reader, *task)).collect())
+        })
+    }
+
+    fn inspect(&self, after: Option<TaskId>, limit: i64) -> Result<Inspected> {
+        self.read("inspect", |model, _| model.inspect(&self.reader, after, limit))
+    }
+
+    fn strays(&self, limit: i64) -> Result<Vec<TaskId>> {
+        self.read("strays", |model, _| model.strays(limit))
+    }
+
+    fn quarantine(&self, filter: &QuarantineFilter, after: Option<TaskId>, limit: i64) -> Result<QuarantinePage> {
+        self.read("quarantine", |model, _| model.quarantine_page(filter, after, limit))
+    }
+
+    fn reexamine(&self, after: Option<TaskId>, limit: i64) -> Result<Reexamined> {
+        self.write("reexamine", |model, now| model.reexamine(now, &self.reader, after, limit))
+    }
+
+    fn release(&self, tasks: &[TaskId], audit: &Audit) -> Result<Vec<Released>> {
+        self.write("release", |model, now| {
+            tasks.iter().map(|task| model.release(now, &self.reader, *task, Some(audit))).collect()
+        })
+    }
+
+    fn repair(&self, task: TaskId, repair: &Repair, only_try: bool, audit: &Audit) -> Result<Repaired> {
+        self.write("repair", |model, now| model.repair(now, &self.reader, task, repair, only_try, audit))
+    }
+
+    fn discard(&self, tasks: &[TaskId], reason: &str, audit: &Audit) -> Result<Vec<TaskId>> {
+        self.write("discard", |model, now| {
+            Ok(tasks.iter().copied().filter(|task| model.discard(now, *task, reason, audit)).collect())
+        })
+    }
+
+    fn drift(&self) -> Result<Vec<Drift>> {
+        // The model's columns are of the types of this build.
+        self.read("drift", |_, _| Vec::new())
+    }
+
+    fn activate(&self, format: i16, rollback_reads: i16, audit: &Audit) -> Result<Activated> {
+        self.write("activate", |model, now| Ok(model.activate(now, format, rollback_reads, audit)))
     }
 
     fn audit(&self, entry: &Audit) -> Result<()> {

@@ -1,9 +1,10 @@
 //! What the model consists of, and what always holds in it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use millrace_core::{
     ROW_FORMAT,
+    foreign::Row,
     held::LeaseRef,
     id::{MemberId, SessionId, TaskId},
     lease::Token,
@@ -14,6 +15,7 @@ use millrace_core::{
 };
 use uuid::Uuid;
 
+use super::quarantine::Aside;
 use crate::{COUNT_BOUND, Result, StoreError, types::*};
 
 /// The queue that a new database has.
@@ -29,6 +31,8 @@ pub struct Model {
     pub(super) members: BTreeMap<MemberId, Member>,
     /// Live tasks: SCHEDULED to CANCELLING.
     pub(super) tasks: BTreeMap<TaskId, Task>,
+    /// What stands in some columns of live tasks instead of what belongs there.
+    pub(super) damage: BTreeMap<TaskId, Row>,
     /// Tasks that have ended.
     pub(super) finished: BTreeMap<TaskId, Finished>,
     /// Attempts that were not the last word, by task and number.
@@ -40,7 +44,7 @@ pub struct Model {
     pub(super) gates: BTreeMap<String, Gate>,
     pub(super) owners: BTreeMap<String, Ownership>,
     pub(super) routes: BTreeMap<String, Route>,
-    pub(super) quarantined: BTreeSet<TaskId>,
+    pub(super) quarantined: BTreeMap<TaskId, Aside>,
     pub(super) audit: Vec<(i64, Audit)>,
 }
 
@@ -155,6 +159,7 @@ impl Model {
             clock: ServedClock { served_ms: 0, ticked_at: now, frozen_ms: 0 },
             members: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            damage: BTreeMap::new(),
             finished: BTreeMap::new(),
             attempts: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -163,7 +168,7 @@ impl Model {
             gates: BTreeMap::from([(DEFAULT.into(), Gate::default())]),
             owners: BTreeMap::new(),
             routes: BTreeMap::from([(route.name.clone(), route)]),
-            quarantined: BTreeSet::new(),
+            quarantined: BTreeMap::new(),
             audit: Vec::new(),
         }
     }
@@ -200,6 +205,7 @@ impl Model {
         let Some(mut task) = self.tasks.remove(&id) else {
             return Err(StoreError::Internal(format!("task {id} is to be finished and is not there")));
         };
+        self.damage.remove(&id);
         task.state = next(task.state, event)?;
         task.ready_at_us = None;
         task.wake_at_us = None;
@@ -274,7 +280,10 @@ impl Model {
         let rules = [
             (!state.is_terminal(), "a live task has not ended"),
             (task.envelope.id == *id, "a task is found by its id"),
-            (!self.finished.contains_key(id), "a task is live or finished, never both"),
+            (
+                !self.finished.contains_key(id) && !self.quarantined.contains_key(id),
+                "a task is live, finished or set aside, never two of these",
+            ),
             (task.ready_at_us.is_some() == (state == State::Queued), "ready_at is set exactly while QUEUED"),
             (task.wake_at_us.is_some() == (state == State::Scheduled), "wake_at is set exactly while SCHEDULED"),
             (task.session.is_some() == held, "session is set exactly while held"),

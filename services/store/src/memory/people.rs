@@ -13,12 +13,22 @@ use super::{
     model::{Finished, Model, Task, at_most},
     waiting::unattempted,
 };
-use crate::{LIST_SCAN_BOUND, types::*};
+use crate::{Foreign, LIST_SCAN_BOUND, Result, types::*};
 
 impl Model {
     pub(super) fn row(&self, id: TaskId) -> Option<TaskRow> {
         let live = self.tasks.get(&id).map(|task| self.task_row(task, None));
         live.or_else(|| self.finished.get(&id).map(|finished| self.task_row(&finished.task, Some(finished))))
+    }
+
+    /// Live rows that cannot be read are left out, and are an error where only one was asked for.
+    pub(super) fn task(&self, foreign: &Foreign, id: TaskId) -> Result<Option<TaskRow>> {
+        self.must_read(foreign, id)?;
+        Ok(self.row(id))
+    }
+
+    pub(super) fn good_row(&self, foreign: &Foreign, id: TaskId) -> Option<TaskRow> {
+        self.task(foreign, id).ok().flatten()
     }
 
     fn task_row(&self, task: &Task, finished: Option<&Finished>) -> TaskRow {
@@ -41,6 +51,7 @@ impl Model {
             started_at_us: task.started_at_us,
             finished_at_us: finished.map(|finished| finished.finished_at_us),
             outcome: finished.map(|finished| finished.outcome.clone()),
+            ignored: if finished.is_none() { self.defects(task) } else { Vec::new() },
         }
     }
 
@@ -48,7 +59,7 @@ impl Model {
         self.attempts.range((id, i32::MIN)..=(id, i32::MAX)).map(|(_, attempt)| attempt.row.clone()).collect()
     }
 
-    pub(super) fn list(&self, filter: &ListFilter, below: Option<TaskId>, limit: i64) -> ListPage {
+    pub(super) fn list(&self, foreign: &Foreign, filter: &ListFilter, below: Option<TaskId>, limit: i64) -> ListPage {
         let range = (Unbounded, below.map_or(Unbounded, Excluded));
         let mut ids: Vec<TaskId> = self.tasks.range(range).map(|(id, _)| *id).collect();
         ids.extend(self.finished.range(range).map(|(id, _)| *id));
@@ -59,7 +70,7 @@ impl Model {
                 break;
             }
             last = Some(*id);
-            rows.extend(self.row(*id).filter(|row| fits(filter, row)));
+            rows.extend(self.good_row(foreign, *id).filter(|row| fits(filter, row)));
         }
         ListPage { rows, next: last.filter(|last| ids.last() != Some(last)) }
     }
@@ -79,6 +90,7 @@ impl Model {
                 let _ = self.finish(now, id, Event::Cancel, unattempted(OutcomeKind::Cancelled, reason));
             }
             next => {
+                self.rewritten(id, &["state"]);
                 if let Some(task) = self.tasks.get_mut(&id) {
                     task.state = next;
                 }

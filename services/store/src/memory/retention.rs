@@ -11,7 +11,7 @@ use millrace_core::{
 };
 use uuid::Uuid;
 
-use super::model::{Model, at_most};
+use super::model::{Model, Request, at_most};
 
 impl Model {
     pub(super) fn trim_finished(&mut self, now: i64, keep: Duration) -> i64 {
@@ -33,7 +33,10 @@ impl Model {
         let range = (after.map_or(Unbounded, Excluded), Unbounded);
         let looked_at: Vec<Uuid> = self.requests.range(range).map(|(key, _)| *key).take(at_most(limit)).collect();
         for key in &looked_at {
-            if self.requests.get(key).is_some_and(|request| request.created_at_us < before) {
+            // That of a task which is set aside stays: the task was stored, and has not had its end yet.
+            let is_aside = |task: Option<TaskId>| task.is_some_and(|task| self.quarantined.contains_key(&task));
+            let is_old = |request: &Request| request.created_at_us < before && !is_aside(request.task);
+            if self.requests.get(key).is_some_and(is_old) {
                 self.requests.remove(key);
             }
         }
@@ -44,7 +47,9 @@ impl Model {
         let range = (after.map_or(Unbounded, |after| Excluded((after, i32::MAX))), Unbounded);
         let looked_at: Vec<TaskId> = self.attempts.range(range).map(|((id, _), _)| *id).take(at_most(limit)).collect();
         // The last task's attempts go together, even when not all of them were looked at: the next step begins after it.
-        let gone = |id: &TaskId| !self.tasks.contains_key(id) && !self.finished.contains_key(id);
+        let gone = |id: &TaskId| {
+            !self.tasks.contains_key(id) && !self.finished.contains_key(id) && !self.quarantined.contains_key(id)
+        };
         let gone: Vec<TaskId> = looked_at.iter().copied().filter(gone).collect();
         self.attempts.retain(|(id, _), _| !gone.contains(id));
         looked_at.last().copied().filter(|_| looked_at.len() == at_most(limit))

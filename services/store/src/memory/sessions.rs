@@ -12,7 +12,7 @@ use super::{
     attempts::{dispatch, held_row},
     model::{Model, Session, at_most, next},
 };
-use crate::{Result, StoreError, types::*};
+use crate::{Foreign, Result, StoreError, types::*};
 
 impl Model {
     /// The generation of a session that is neither reaped nor closed.
@@ -35,7 +35,14 @@ impl Model {
         }
     }
 
-    pub(super) fn resume_session(&mut self, now: i64, id: SessionId, generation: i64, replica: &str) -> Resumed {
+    pub(super) fn resume_session(
+        &mut self,
+        now: i64,
+        foreign: &Foreign,
+        id: SessionId,
+        generation: i64,
+        replica: &str,
+    ) -> Resumed {
         if generation < 1 || self.live_generation(id).is_none_or(|live| live < generation) {
             return Resumed::Gone;
         }
@@ -44,7 +51,7 @@ impl Model {
         session.generation += 1;
         session.session.replica = replica.to_owned();
         session.renew(now, served_ms);
-        Resumed::Yes { session: session_row(session, 0), held: self.held_by(id) }
+        Resumed::Yes { session: session_row(session, 0), held: self.held_by(foreign, id) }
     }
 
     pub(super) fn close_session(&mut self, now: i64, id: SessionId, generation: Option<i64>) -> bool {
@@ -58,7 +65,7 @@ impl Model {
         true
     }
 
-    pub(super) fn heartbeat(&mut self, now: i64, beat: &Heartbeat) -> Result<HeartbeatResult> {
+    pub(super) fn heartbeat(&mut self, now: i64, foreign: &Foreign, beat: &Heartbeat) -> Result<HeartbeatResult> {
         if self.live_generation(beat.session) != Some(beat.generation) {
             return Ok(HeartbeatResult { renewed: false, cancelling: Vec::new() });
         }
@@ -73,10 +80,12 @@ impl Model {
             {
                 task.state = next(task.state, Event::Accept)?;
                 task.started_at_us = *started_at_us;
+                self.rewritten(lease.task, &["state", "started_at_us"]);
             }
         }
         let own = self.tasks.values().filter(|task| task.session == Some(beat.session));
-        let cancelling = own.filter(|task| task.state == State::Cancelling).filter_map(|task| task.lease()).collect();
+        let cancelling = own.filter(|task| task.state == State::Cancelling && self.reads(foreign, task));
+        let cancelling = cancelling.filter_map(|task| task.lease()).collect();
         Ok(HeartbeatResult { renewed: true, cancelling })
     }
 
@@ -96,14 +105,15 @@ impl Model {
         reaped
     }
 
-    pub(super) fn orphans(&self, limit: i64) -> Vec<HeldRow> {
+    pub(super) fn orphans(&self, foreign: &Foreign, limit: i64) -> Vec<HeldRow> {
         let held = self.tasks.values().filter(|task| task.state.is_held());
         let orphaned = held.filter(|task| task.session.is_none_or(|id| self.live_generation(id).is_none()));
-        orphaned.filter_map(held_row).take(at_most(limit)).collect()
+        orphaned.filter(|task| self.reads(foreign, task)).filter_map(held_row).take(at_most(limit)).collect()
     }
 
-    pub(super) fn held_by(&self, id: SessionId) -> Vec<Dispatch> {
-        self.tasks.values().filter(|task| task.session == Some(id)).filter_map(dispatch).collect()
+    pub(super) fn held_by(&self, foreign: &Foreign, id: SessionId) -> Vec<Dispatch> {
+        let held = self.tasks.values().filter(|task| task.session == Some(id));
+        held.filter(|task| self.reads(foreign, task)).filter_map(dispatch).collect()
     }
 
     pub(super) fn live_sessions(&self, limit: i64) -> Vec<SessionRow> {

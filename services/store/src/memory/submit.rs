@@ -37,7 +37,9 @@ impl Model {
 
     /// What is there of a task that this call, or an earlier try, has stored.
     fn stored(&self, id: TaskId) -> Option<Submitted> {
-        let task = self.tasks.get(&id).or_else(|| self.finished.get(&id).map(|finished| &finished.task))?;
+        let live = self.tasks.get(&id);
+        let ended = || self.finished.get(&id).map(|finished| &finished.task);
+        let task = live.or_else(ended).or_else(|| self.quarantined.get(&id).map(|aside| &aside.task))?;
         Some(Submitted::Stored {
             created_at_us: task.created_at_us,
             // What has gone on since was QUEUED before.

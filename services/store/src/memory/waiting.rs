@@ -9,8 +9,11 @@ use millrace_core::{
     time::Timestamp,
 };
 
-use super::model::{Model, Task, at_most, bounded, next};
-use crate::{Result, types::*};
+use super::{
+    damage::Readable,
+    model::{Model, Task, at_most, bounded, next},
+};
+use crate::{Foreign, Result, types::*};
 
 impl Model {
     pub(super) fn lanes(&self, queue: &str, after: Option<&LaneKey>, limit: i64) -> Vec<LaneKey> {
@@ -21,10 +24,9 @@ impl Model {
     pub(super) fn lane_page(
         &self,
         now: i64,
-        queue: &str,
-        lane: &LaneKey,
-        after: (Timestamp, TaskId),
-        up_to: Option<(Timestamp, TaskId)>,
+        foreign: &Foreign,
+        (queue, lane): (&str, &LaneKey),
+        (after, up_to): ((Timestamp, TaskId), Option<(Timestamp, TaskId)>),
         limit: i64,
     ) -> LanePage {
         let in_lane = self.queued_in(queue).filter(|task| lane_of(task) == *lane);
@@ -33,19 +35,35 @@ impl Model {
             .collect();
         tasks.sort_by_key(|task| task.place());
         let exhausted = tasks.len() <= at_most(limit);
-        let rows = tasks.into_iter().take(at_most(limit)).filter_map(waiting).collect();
+        let rows = tasks.into_iter().take(at_most(limit)).filter_map(|task| self.offered(foreign, task)).collect();
         LanePage { rows, exhausted, now: Timestamp(now) }
     }
 
-    fn queued_in<'a>(&'a self, queue: &'a str) -> impl Iterator<Item = &'a Task> + 'a {
-        self.tasks.values().filter(move |task| task.state == State::Queued && task.envelope.queue == queue)
+    /// A row that cannot be read keeps its place, so that whoever goes through the lane gets past it, but no reader takes it.
+    fn offered(&self, foreign: &Foreign, task: &Task) -> Option<Waiting> {
+        let waiting = waiting(task)?;
+        if !self.reads(foreign, task) {
+            return Some(Waiting { min_reader: i16::MAX, ..waiting });
+        }
+        foreign.too_new(u64::from(!task.is_readable()));
+        Some(waiting)
     }
 
-    pub(super) fn wake(&mut self, now: i64, limit: i64) -> Result<Vec<(String, Waiting)>> {
+    fn queued_in<'a>(&'a self, queue: &'a str) -> impl Iterator<Item = &'a Task> + 'a {
+        self.tasks
+            .values()
+            .filter(move |task| task.state == State::Queued && task.envelope.queue == queue)
+            .filter(|task| self.is_in_a_lane(task))
+    }
+
+    pub(super) fn wake(&mut self, now: i64, foreign: &Foreign, limit: i64) -> Result<Vec<(String, Waiting)>> {
+        let due = self.tasks.iter().filter(|(_, task)| task.wake_at_us.is_some_and(|moment| moment <= now));
+        let due = due.filter(|(_, task)| task.is_readable() && self.reads(foreign, task));
+        let due: Vec<TaskId> = due.map(|(id, _)| *id).take(at_most(limit)).collect();
         let mut woken = Vec::new();
-        for task in self.tasks.values_mut() {
-            let is_due = task.wake_at_us.is_some_and(|moment| moment <= now) && task.is_readable();
-            if is_due && woken.len() < at_most(limit) {
+        for id in due {
+            self.rewritten(id, &["state", "wake_at_us", "ready_at_us"]);
+            if let Some(task) = self.tasks.get_mut(&id) {
                 task.state = next(task.state, Event::Wake)?;
                 task.wake_at_us = None;
                 task.ready_at_us = Some(now);
@@ -55,11 +73,12 @@ impl Model {
         Ok(woken)
     }
 
-    pub(super) fn expire(&mut self, now: i64, limit: i64) -> Result<Vec<TaskId>> {
+    pub(super) fn expire(&mut self, now: i64, foreign: &Foreign, limit: i64) -> Result<Vec<TaskId>> {
         let due = self
             .tasks
             .iter()
-            .filter(|(_, task)| task.state.is_waiting() && task.has_expired(now) && task.is_readable());
+            .filter(|(_, task)| task.state.is_waiting() && task.has_expired(now) && task.is_readable())
+            .filter(|(_, task)| self.reads(foreign, task));
         let due: Vec<TaskId> = due.map(|(id, _)| *id).take(at_most(limit)).collect();
         for id in &due {
             self.finish(now, *id, Event::Expire, unattempted(OutcomeKind::Expired, "waited past its deadline"))?;
@@ -70,6 +89,9 @@ impl Model {
     pub(super) fn position(&self, id: TaskId) -> Option<i64> {
         let order = |task: &Task| task.place().map(|place| (task.envelope.rank, place));
         let task = self.tasks.get(&id).filter(|task| task.state == State::Queued)?;
+        if self.readable(task) != Readable::Yes {
+            return None;
+        }
         Some(bounded(self.queued_in(&task.envelope.queue).filter(|other| order(other) < order(task)).count()))
     }
 }

@@ -5,6 +5,8 @@ use uuid::Uuid;
 
 use super::{
     conn::Conn,
+    foreign::{end_live, locked, unfit_to_end},
+    moves::Ending,
     people::task_by_id,
     pool::Pool,
     rows::{now_us, storable, text, uuid},
@@ -35,12 +37,23 @@ pub(super) fn request(people: &Pool, key: Uuid) -> Result<Option<TaskId>> {
 // ── Cancel ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 pub(super) fn cancel(pool: &Pool, id: TaskId, reason: &str, request: Option<Uuid>) -> Result<CancelResult> {
+    match cancel_by(pool, id, reason, request, end_waiting_task) {
+        // Another release wrote the row so that it does not fit the finished ones as it is.
+        Err(StoreError::Data { .. }) => cancel_by(pool, id, reason, request, end_foreign_task),
+        cancelled => cancelled,
+    }
+}
+
+/// Ends a waiting task whose row is locked, with this message.
+type End = fn(&mut Conn<'_>, TaskId, &str) -> Result<()>;
+
+fn cancel_by(pool: &Pool, id: TaskId, reason: &str, request: Option<Uuid>, end: End) -> Result<CancelResult> {
     let reason = storable(reason);
     pool.transaction(move |conn| {
         let result = match keep_request(conn, request, Some(id))? {
             // Done before; what has become of the task since is not undone.
             false => task_by_id(conn, id)?.map_or(CancelResult::NotFound, |row| CancelResult::Done(Box::new(row))),
-            true => cancel_once(conn, id, &reason)?,
+            true => cancel_once(conn, id, &reason, end)?,
         };
         if !matches!(result, CancelResult::Done(_)) {
             // Nothing was changed, and the key is not spent.
@@ -50,14 +63,9 @@ pub(super) fn cancel(pool: &Pool, id: TaskId, reason: &str, request: Option<Uuid
     })
 }
 
-fn cancel_once(conn: &mut Conn<'_>, id: TaskId, reason: &str) -> Result<CancelResult> {
+fn cancel_once(conn: &mut Conn<'_>, id: TaskId, reason: &str, end: End) -> Result<CancelResult> {
     match lock_task(conn, id)? {
-        Place::Live(State::Scheduled | State::Queued) => {
-            let statement = sql(end_waiting!("SELECT $4::uuid AS id"));
-            let statement =
-                statement.bind(State::Cancelled as i16).bind(OutcomeKind::Cancelled as i16).bind(reason).bind(id.0);
-            conn.rows(statement, uuid)?;
-        }
+        Place::Live(State::Scheduled | State::Queued) => end(conn, id, reason)?,
         Place::Live(State::Dispatched | State::Running) => {
             conn.execute(sql("UPDATE tasks SET state = 5 WHERE id = $1").bind(id.0))?;
         }
@@ -66,6 +74,26 @@ fn cancel_once(conn: &mut Conn<'_>, id: TaskId, reason: &str) -> Result<CancelRe
         Place::Nowhere => return Ok(CancelResult::NotFound),
     }
     there(conn, id).map(CancelResult::Done)
+}
+
+fn end_waiting_task(conn: &mut Conn<'_>, id: TaskId, reason: &str) -> Result<()> {
+    let statement = sql(end_waiting!("SELECT $4::uuid AS id"));
+    let statement = statement.bind(State::Cancelled as i16).bind(OutcomeKind::Cancelled as i16).bind(reason).bind(id.0);
+    conn.rows(statement, uuid).map(drop)
+}
+
+fn end_foreign_task(conn: &mut Conn<'_>, id: TaskId, reason: &str) -> Result<()> {
+    let ending = Ending::without_attempt(State::Cancelled, OutcomeKind::Cancelled, reason);
+    match locked(conn, &[id])?.pop() {
+        Some(row) => match unfit_to_end(&row) {
+            None => end_live(conn, &row, &ending),
+            Some(defect) => {
+                conn.foreign().unreadable(Some(id), &defect);
+                Err(StoreError::Unreadable(defect))
+            }
+        },
+        None => Err(StoreError::Internal(format!("task {id} has gone while its row was locked"))),
+    }
 }
 
 enum Place {

@@ -2,36 +2,54 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use millrace_core::{READER_RANGE, id::TaskId, lease::Token};
+use millrace_core::{READER_RANGE, foreign::Defect, id::TaskId, lease::Token};
 use uuid::Uuid;
 
 use super::{
-    conn::Conn,
+    conn::{Conn, TaskRows},
+    foreign::set_claimed_aside,
     pool::Pool,
     rows::{dispatch, dispatch_columns, now_us, uuid},
     sql::{Statement, sql},
 };
-use crate::{Claim, Claimed, Dispatch, Result, StoreError, batch::bisect};
+use crate::{Claim, Claimed, Dispatch, Reader, Result, StoreError, batch::bisect};
 
-pub(super) fn claim(pool: &Pool, batch: &[Claim]) -> Result<Vec<Claimed>> {
+pub(super) fn claim(pool: &Pool, reader: &Reader, batch: &[Claim]) -> Result<Vec<Claimed>> {
     // A claim brings nothing that a database could refuse; one that it refuses all the same is not won.
     let refuse = |claim: &Claim, error: StoreError| {
         tracing::warn!(task = %claim.task, %error, "the database refuses a claim");
         Ok(Claimed::Stale)
     };
-    bisect(batch, |part| claim_part(pool, part), refuse)
+    bisect(batch, |part| claim_part(pool, reader, part), refuse)
 }
 
-fn claim_part(pool: &Pool, part: &[Claim]) -> Result<Vec<Claimed>> {
+fn claim_part(pool: &Pool, reader: &Reader, part: &[Claim]) -> Result<Vec<Claimed>> {
     if part.is_empty() {
         return Ok(Vec::new());
     }
     let statement = bound(part);
-    let part = part.to_vec();
-    pool.write(move |conn| {
-        let mut won: HashMap<(TaskId, Token), Dispatch> =
-            conn.readable_rows(statement, dispatch)?.into_iter().map(by_lease).collect();
-        let lost: Vec<&Claim> = part.iter().filter(|claim| !won.contains_key(&(claim.task, claim.token))).collect();
+    let claims = part.to_vec();
+    let (judge, by) = (reader.spec, reader.clone());
+    let (answers, unread) = pool.write(move |conn| {
+        let TaskRows { read, unread } = conn.task_rows(statement, dispatch)?;
+        let mut unread: Vec<(TaskId, Defect)> =
+            unread.into_iter().filter_map(|(task, defect)| Some((task?, defect))).collect();
+        let mut won: HashMap<(TaskId, Token), Dispatch> = HashMap::with_capacity(read.len());
+        for dispatch in read {
+            let reading = judge(&dispatch.spec);
+            reading.ignored.iter().for_each(|defect| conn.foreign().ignored(&defect.column));
+            match reading.defect {
+                None => drop(won.insert((dispatch.lease.task, dispatch.lease.token), dispatch)),
+                Some(defect) => {
+                    conn.foreign().unreadable(None, &defect);
+                    unread.push((dispatch.lease.task, defect));
+                }
+            }
+        }
+        let bad: HashSet<TaskId> = unread.iter().map(|(task, _)| *task).collect();
+        let is_unread = |claim: &Claim| bad.contains(&claim.task);
+        let lost: Vec<&Claim> =
+            claims.iter().filter(|claim| !won.contains_key(&(claim.task, claim.token)) && !is_unread(claim)).collect();
         let reasons = match lost.is_empty() {
             true => Reasons::default(),
             // A statement of its own, so that it sees what the first one has waited for.
@@ -40,10 +58,19 @@ fn claim_part(pool: &Pool, part: &[Claim]) -> Result<Vec<Claimed>> {
         won.extend(reasons.won_before.iter().cloned().map(by_lease));
         let answer = |claim: &Claim| match won.remove(&(claim.task, claim.token)) {
             Some(dispatch) => Claimed::Won(Box::new(dispatch)),
+            None if is_unread(claim) => Claimed::Stale,
             None => reasons.answer(claim),
         };
-        Ok(part.iter().map(answer).collect())
-    })
+        Ok((claims.iter().map(answer).collect(), unread))
+    })?;
+    if !unread.is_empty() {
+        // The others are claimed, so a failure here costs nobody else; a row that stays behind is examined by and by.
+        let aside = pool.transaction(move |conn| set_claimed_aside(conn, &by, &unread));
+        if let Err(error) = aside {
+            tracing::warn!(%error, "rows that were claimed and cannot be read are not set aside yet");
+        }
+    }
+    Ok(answers)
 }
 
 fn by_lease(dispatch: Dispatch) -> ((TaskId, Token), Dispatch) {
@@ -149,7 +176,7 @@ fn look_up(conn: &mut Conn<'_>, claims: &[&Claim]) -> Result<Reasons> {
     let gates = sql("SELECT queue, epoch FROM queue_gates WHERE queue = ANY($1::text[]) AND NOT paused");
     let sessions = sql("SELECT id, generation FROM sessions WHERE id = ANY($1::uuid[]) AND state = 1");
     Ok(Reasons {
-        won_before: conn.readable_rows(won_before, dispatch)?,
+        won_before: conn.task_rows(won_before, dispatch)?.read,
         waiting: conn.rows(waiting, uuid)?.into_iter().map(TaskId).collect(),
         gates: conn.rows(gates.array(queues_of(claims)), |row| Ok((row.get()?, row.get()?)))?.into_iter().collect(),
         sessions: conn

@@ -12,7 +12,7 @@ use super::{
     rows::{member, now_us, number, text},
     sql::sql,
 };
-use crate::{Audit, Cluster, MemberRow, Result, StoreError, Tick, migrate};
+use crate::{Activated, Audit, Cluster, MemberRow, Result, StoreError, Tick, migrate};
 
 pub(super) fn cluster(pool: &Pool) -> Result<Cluster> {
     let statement = sql("SELECT incarnation, write_format, route_version FROM cluster");
@@ -72,10 +72,35 @@ pub(super) fn remove_member(pool: &Pool, id: MemberId) -> Result<()> {
     pool.write(move |conn| conn.execute(statement).map(drop))
 }
 
+const MEMBERS: &str = "SELECT id, kind, endpoint, build, min_reader, max_reader, seen_at_us FROM members
+    WHERE expires_served_ms >= (SELECT served_ms FROM served_clock) ORDER BY kind, id";
+
 pub(super) fn members(pool: &Pool) -> Result<Vec<MemberRow>> {
-    let statement = sql("SELECT id, kind, endpoint, build, min_reader, max_reader, seen_at_us FROM members
-        WHERE expires_served_ms >= (SELECT served_ms FROM served_clock) ORDER BY kind, id");
-    pool.read(move |conn| conn.readable_rows(statement, member))
+    pool.read(|conn| conn.readable_rows(sql(MEMBERS), member))
+}
+
+/// The row is locked first, so of two raises the second sees the first. A member that enters at the same time and reads less leaves the
+/// new rows alone, as it does with every row that is too new.
+pub(super) fn activate(pool: &Pool, format: i16, rollback_reads: i16, audit: &Audit) -> Result<Activated> {
+    let audit = audit.clone();
+    pool.transaction(move |conn| {
+        let before = conn.one(sql("SELECT write_format FROM cluster FOR UPDATE"), |row| row.get())?;
+        let behind = conn.readable_rows(sql(MEMBERS), member)?;
+        let behind: Vec<MemberRow> = behind.into_iter().filter(|member| member.readers.1 < format).collect();
+        let refusal = match () {
+            () if before >= format => Some(Activated::Already(before)),
+            () if !behind.is_empty() => Some(Activated::Behind(behind)),
+            () if rollback_reads < format => Some(Activated::RollbackBehind(rollback_reads)),
+            () => None,
+        };
+        if let Some(refusal) = refusal {
+            conn.undo();
+            return Ok(refusal);
+        }
+        conn.execute(sql("UPDATE cluster SET write_format = $1").bind(format))?;
+        write_audit(conn, &audit)?;
+        Ok(Activated::Done { before })
+    })
 }
 
 pub(super) fn audit(pool: &Pool, entry: &Audit) -> Result<()> {
@@ -98,7 +123,13 @@ pub(super) fn schema_version(pool: &Pool) -> Result<String> {
 
 /// Refuses a database whose schema this build cannot work with.
 pub(super) fn check_schema(conn: &mut Conn<'_>) -> Result<()> {
-    migrate::check(newest_migration(conn)?.as_deref())
+    let newest = newest_migration(conn)?;
+    let needs = match &newest {
+        // A column that the first migration which takes something away brings.
+        Some(_) => conn.one(sql("SELECT coalesce(to_jsonb(c) ->> 'needs_schema', '') FROM cluster c"), text)?,
+        None => String::new(),
+    };
+    migrate::check(newest.as_deref(), &needs)
 }
 
 fn newest_migration(conn: &mut Conn<'_>) -> Result<Option<String>> {

@@ -2,9 +2,11 @@
 
 use std::collections::HashSet;
 
-use millrace_core::{held::LeaseRef, task::State};
+use millrace_core::{foreign, held::LeaseRef, task::State};
 
 use super::{
+    foreign::{end_live, locked},
+    moves::Ending,
     pool::Pool,
     rows::{lease_ref, now_us, storable},
     sql::{Statement, sql, unless},
@@ -12,13 +14,34 @@ use super::{
 use crate::{Completed, Completion, Outcome, Result, StoreError, batch::bisect};
 
 pub(super) fn complete(pool: &Pool, batch: &[Completion]) -> Result<Vec<Completed>> {
-    // What a completion brings is made storable before it is sent, so none should be refused. One that is must not cost its
-    // neighbours their outcomes.
+    // What a completion brings is made storable before it is sent, so one that is refused is refused for its row.
     let refuse = |completion: &Completion, error: StoreError| {
-        tracing::error!(task = %completion.lease.task, %error, "the database refuses a completion");
-        Ok(Completed::Stale)
+        tracing::warn!(task = %completion.lease.task, %error, "a row cannot be moved as it is; its task ends column by column");
+        complete_foreign(pool, completion)
     };
     bisect(batch, |part| complete_part(pool, part), refuse)
+}
+
+/// Ends one task whose row another release has written so that it does not fit the finished ones.
+fn complete_foreign(pool: &Pool, completion: &Completion) -> Result<Completed> {
+    let completion = completion.clone();
+    pool.transaction(move |conn| {
+        let lease = completion.lease;
+        let Some(task) = locked(conn, &[lease.task])?.pop() else { return Ok(Completed::Stale) };
+        let is = |name: &str, number: i64| foreign::integer::<i64>(&task.row, name) == Ok(number);
+        if !is("attempt", lease.attempt.into()) || !is("token", lease.token.0) {
+            return Ok(Completed::Stale);
+        }
+        let cancelling = is("state", State::Cancelling as i64) && completion.state != State::Succeeded;
+        let ending = Ending {
+            state: if cancelling { State::Cancelled } else { completion.state },
+            outcome: completion.outcome.clone(),
+            failures: completion.failures,
+            losses: completion.losses,
+        };
+        end_live(conn, &task, &ending)?;
+        Ok(Completed::Recorded)
+    })
 }
 
 fn complete_part(pool: &Pool, part: &[Completion]) -> Result<Vec<Completed>> {

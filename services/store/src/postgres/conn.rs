@@ -7,12 +7,15 @@ use diesel::{
     connection::{Connection, DefaultLoadingMode, LoadConnection, SimpleConnection},
 };
 
+use millrace_core::{foreign::Defect, id::TaskId};
+
 use super::{
+    columns::{Columns, Read},
     failure::{self, from_diesel, words},
     link::Watch,
-    sql::{Columns, Read, Statement},
+    sql::Statement,
 };
-use crate::{Result, StoreError};
+use crate::{Foreign, Result, StoreError};
 
 /// What the statements of a call are to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,10 +30,19 @@ pub(super) enum Mode {
     Transaction,
 }
 
+/// Rows of tasks.
+pub(super) struct TaskRows<T> {
+    /// Those that could be read.
+    pub(super) read: Vec<T>,
+    /// The others: their ids, as far as these could be read, and why.
+    pub(super) unread: Vec<(Option<TaskId>, Defect)>,
+}
+
 /// A connection for the length of a call.
 pub(super) struct Conn<'l> {
     pg: &'l mut PgConnection,
     watch: &'l Watch,
+    foreign: &'l Foreign,
     mode: Mode,
     patience: Duration,
     /// A statement that commits by itself has succeeded in this call.
@@ -42,8 +54,14 @@ pub(super) struct Conn<'l> {
 }
 
 impl<'l> Conn<'l> {
-    pub(super) fn new(pg: &'l mut PgConnection, watch: &'l Watch, mode: Mode, patience: Duration) -> Self {
-        Self { pg, watch, mode, patience, wrote: false, lost: false, undo: false }
+    pub(super) fn new(
+        pg: &'l mut PgConnection,
+        watch: &'l Watch,
+        foreign: &'l Foreign,
+        mode: Mode,
+        patience: Duration,
+    ) -> Self {
+        Self { pg, watch, foreign, mode, patience, wrote: false, lost: false, undo: false }
     }
 
     /// Does the work in its mode. Also tells whether the connection can be used again.
@@ -107,14 +125,19 @@ impl<'l> Conn<'l> {
         Ok(count)
     }
 
+    /// What is noticed of rows that cannot be read.
+    pub(super) fn foreign(&self) -> &Foreign {
+        self.foreign
+    }
+
     /// Reads every row. One that cannot be read fails the call.
     pub(super) fn rows<T>(
         &mut self,
         statement: Statement,
         read: impl Fn(&mut Columns<'_>) -> Read<T>,
     ) -> Result<Vec<T>> {
-        let rows = self.load(statement, read)?;
-        rows.into_iter().map(|row| row.map_err(|bad| StoreError::Internal(bad.to_string()))).collect()
+        let rows = self.load(statement, |columns| read(columns))?;
+        rows.into_iter().map(|row| row.map_err(StoreError::Unreadable)).collect()
     }
 
     /// Reads the rows that can be read. One that cannot be must not cost its neighbours: it is left out and said so.
@@ -123,14 +146,49 @@ impl<'l> Conn<'l> {
         statement: Statement,
         read: impl Fn(&mut Columns<'_>) -> Read<T>,
     ) -> Result<Vec<T>> {
-        let rows = self.load(statement, read)?;
+        let foreign = self.foreign;
+        let rows = self.load(statement, |columns| {
+            let row = read(columns);
+            note(foreign, columns);
+            row
+        })?;
         let keep = |row: Read<T>| {
-            row.inspect_err(
-                |bad| tracing::warn!(column = %bad.column, error = %bad.error, "a row cannot be read and is left out"),
-            )
+            row.inspect_err(|defect| {
+                foreign.unreadable(None, defect);
+                tracing::warn!(column = %defect.column, error = %defect.error, "a row cannot be read and is left out");
+            })
             .ok()
         };
         Ok(rows.into_iter().filter_map(keep).collect())
+    }
+
+    /// The same for rows of tasks, with the column `id` among theirs: one that cannot be read becomes a suspect.
+    pub(super) fn task_rows<T>(
+        &mut self,
+        statement: Statement,
+        read: impl Fn(&mut Columns<'_>) -> Read<T>,
+    ) -> Result<TaskRows<T>> {
+        let foreign = self.foreign;
+        let rows = self.load(statement, |columns| {
+            let row = read(columns);
+            note(foreign, columns);
+            row.map_err(|defect| (columns.task_id(), defect, columns.is_too_new()))
+        })?;
+        let mut all = TaskRows { read: Vec::with_capacity(rows.len()), unread: Vec::new() };
+        for row in rows {
+            match row {
+                Ok(row) => all.read.push(row),
+                Err((task, defect, too_new)) => {
+                    match too_new {
+                        true => foreign.too_new(1),
+                        false => foreign.unreadable(task, &defect),
+                    }
+                    tracing::debug!(?task, %defect, "a task's row cannot be read");
+                    all.unread.push((task, defect));
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// Reads the first row, if there is one. It fails the call when it cannot be read.
@@ -147,7 +205,7 @@ impl<'l> Conn<'l> {
         self.first(statement, read)?.ok_or_else(|| StoreError::Internal("a row that must be there is missing".into()))
     }
 
-    fn load<T>(&mut self, statement: Statement, read: impl Fn(&mut Columns<'_>) -> Read<T>) -> Result<Vec<Read<T>>> {
+    fn load<T>(&mut self, statement: Statement, read: impl Fn(&mut Columns<'_>) -> T) -> Result<Vec<T>> {
         self.announce()?;
         let loaded = LoadConnection::<DefaultLoadingMode>::load(&mut *self.pg, statement).and_then(|rows| {
             rows.map(|row| row.map(|row| read(&mut Columns::new(&row)))).collect::<diesel::QueryResult<Vec<_>>>()
@@ -173,5 +231,11 @@ impl<'l> Conn<'l> {
             (failure::Connection::Lost, true) => StoreError::UnknownOutcome(words(error)),
             _ => error,
         }
+    }
+}
+
+fn note(foreign: &Foreign, columns: &Columns<'_>) {
+    for defect in columns.ignored() {
+        foreign.ignored(&defect.column);
     }
 }

@@ -46,6 +46,8 @@ fn from_server(kind: DatabaseErrorKind, message: &str) -> (StoreError, Connectio
     match (lost, kind) {
         (true, _) => (StoreError::Unavailable(text), Connection::Lost),
         // A standby, or a primary that has become one: another connection may lead to the primary.
+        // A column's type was changed since the connection prepared the statement: another connection prepares it anew.
+        _ if text.contains(STALE_PLAN) => (StoreError::Conflict(text), Connection::Useless),
         (_, DatabaseErrorKind::ReadOnlyTransaction) => (StoreError::Unavailable(text), Connection::Useless),
         _ => (by_kind(kind, text), Connection::Sound),
     }
@@ -67,7 +69,9 @@ fn by_kind(kind: DatabaseErrorKind, text: String) -> StoreError {
 
 /// Beginnings and parts of messages, with the SQLSTATE that PostgreSQL sends with them. Data (R10): class 22, and 54000 for
 /// values that fit no page of an index or a table.
-const DATA: [(&str, &str); 12] = [
+const DATA: [(&str, &str); 13] = [
+    // A column's type was changed; a row that is written column by column may still fit.
+    ("but expression is of type", "42804"),
     ("invalid byte sequence for encoding", "22021"),
     ("has no equivalent in encoding", "22P05"),
     ("unsupported Unicode escape sequence", "22P05"),
@@ -85,6 +89,8 @@ const DATA: [(&str, &str); 12] = [
 const TIMEOUT: [&str; 2] = ["canceling statement due to", "could not obtain lock on"];
 
 const CONFLICT: [&str; 2] = ["deadlock detected", "could not serialize access"];
+
+const STALE_PLAN: &str = "cached plan must not change result type";
 
 /// The connection is gone, or the server is about to close it.
 const LOST: [&str; 9] = [
@@ -162,6 +168,8 @@ mod tests {
         }
         let server = |message: &str| from_server(DatabaseErrorKind::Unknown, message).1;
         assert_eq!(server("terminating connection due to administrator command"), Connection::Lost);
+        assert_eq!(server("cached plan must not change result type"), Connection::Useless);
+        assert!(matches!(sorted("cached plan must not change result type"), StoreError::Conflict(_)));
         assert_eq!(server("could not extend file \"base/1/2\": No space left on device"), Connection::Sound);
         assert!(matches!(sorted("relation \"tasks\" does not exist"), StoreError::Schema(_)));
         assert!(matches!(sorted("something new"), StoreError::Internal(_)));

@@ -18,7 +18,7 @@ use std::{
 use diesel::{PgConnection, r2d2::R2D2Connection};
 
 use super::conn::{Conn, Mode};
-use crate::{Result, StoreError};
+use crate::{Foreign, Result, StoreError};
 
 type Job = Box<dyn FnOnce(&mut PgConnection) + Send>;
 
@@ -26,6 +26,7 @@ type Job = Box<dyn FnOnce(&mut PgConnection) + Send>;
 pub(super) struct Link {
     jobs: SyncSender<Job>,
     watch: Arc<Watch>,
+    foreign: Arc<Foreign>,
     patience: Duration,
     broken: bool,
     used_at: Instant,
@@ -99,6 +100,7 @@ impl Link {
         connect: impl FnOnce() -> Result<PgConnection> + Send + 'static,
         connect_timeout: Duration,
         patience: Duration,
+        foreign: Arc<Foreign>,
     ) -> Result<Self> {
         // One caller at a time has a link, so there is never more than one job.
         let (jobs, queue) = mpsc::sync_channel::<Job>(1);
@@ -122,7 +124,7 @@ impl Link {
             Ok(result) => result?,
             Err(_) => return Err(StoreError::Unavailable("connecting took too long".into())),
         }
-        Ok(Self { jobs, watch: Arc::new(Watch::new()), patience, broken: false, used_at: Instant::now() })
+        Ok(Self { jobs, watch: Arc::new(Watch::new()), foreign, patience, broken: false, used_at: Instant::now() })
     }
 
     /// Whether it cannot be used again.
@@ -146,9 +148,9 @@ impl Link {
         self.watch.phase.store(WORKING, Ordering::SeqCst);
         self.watch.statement(patience)?;
         let (answer, answers) = mpsc::sync_channel(1);
-        let watch = Arc::clone(&self.watch);
+        let (watch, foreign) = (Arc::clone(&self.watch), Arc::clone(&self.foreign));
         let job: Job = Box::new(move |connection| {
-            let (result, sound) = Conn::new(connection, &watch, mode, patience).perform(work);
+            let (result, sound) = Conn::new(connection, &watch, &foreign, mode, patience).perform(work);
             let sound = sound && !connection.is_broken();
             let _ = answer.send((result, sound));
         });

@@ -10,14 +10,19 @@
 mod actions;
 mod claim;
 mod cluster;
+mod columns;
 mod complete;
 mod conn;
 mod drain;
 mod failure;
+mod foreign;
 mod link;
+mod moves;
 mod owners;
 mod people;
 mod pool;
+mod pooling;
+mod quarantine;
 mod queues;
 mod requeue;
 mod retention;
@@ -46,12 +51,14 @@ use self::{
 };
 use crate::*;
 
-pub(crate) use self::pool::not_connected;
+pub(crate) use self::{pool::not_connected, pooling::transaction_pooling};
 
 /// A store on PostgreSQL 15 or later.
 pub(crate) struct PostgresStore {
     dispatch: Pool,
     people: Pool,
+    foreign: Arc<Foreign>,
+    reader: Reader,
 }
 
 impl PostgresStore {
@@ -59,11 +66,15 @@ impl PostgresStore {
     /// cannot work with the schema.
     pub(crate) fn open(url: &str, options: &OpenOptions) -> Result<Self> {
         // A connection outside of the pools says in its own words, and at once, what is wrong.
-        let manager = Manager::new(url, Purpose::Dispatch, options, Arc::new(ServerState::default()));
+        let foreign = Arc::new(Foreign::default());
+        let state = Arc::new(ServerState::default());
+        let manager = Manager::new(url, Purpose::Dispatch, options, state, Arc::clone(&foreign));
         manager.connect()?.run(Mode::Read, None, cluster::check_schema)?;
         Ok(Self {
-            dispatch: Pool::new(url, Purpose::Dispatch, options),
-            people: Pool::new(url, Purpose::People, options),
+            dispatch: Pool::new(url, Purpose::Dispatch, options, &foreign),
+            people: Pool::new(url, Purpose::People, options, &foreign),
+            foreign,
+            reader: options.reader.clone(),
         })
     }
 }
@@ -98,7 +109,7 @@ impl Store for PostgresStore {
     }
 
     fn claim(&self, batch: &[Claim]) -> Result<Vec<Claimed>> {
-        claim::claim(&self.dispatch, batch)
+        claim::claim(&self.dispatch, &self.reader, batch)
     }
 
     fn complete(&self, batch: &[Completion]) -> Result<Vec<Completed>> {
@@ -288,6 +299,50 @@ impl Store for PostgresStore {
 
     fn trim_attempts(&self, after: Option<TaskId>, limit: i64) -> Result<Option<TaskId>> {
         retention::trim_attempts(&self.dispatch, after, limit)
+    }
+
+    fn foreign(&self) -> &Foreign {
+        &self.foreign
+    }
+
+    fn examine(&self, tasks: &[TaskId]) -> Result<Vec<Examined>> {
+        foreign::examine(&self.dispatch, &self.reader, tasks)
+    }
+
+    fn inspect(&self, after: Option<TaskId>, limit: i64) -> Result<Inspected> {
+        foreign::inspect(&self.people, &self.reader, after, limit)
+    }
+
+    fn strays(&self, limit: i64) -> Result<Vec<TaskId>> {
+        foreign::strays(&self.dispatch, limit)
+    }
+
+    fn quarantine(&self, filter: &QuarantineFilter, after: Option<TaskId>, limit: i64) -> Result<QuarantinePage> {
+        quarantine::page(&self.people, filter, after, limit)
+    }
+
+    fn reexamine(&self, after: Option<TaskId>, limit: i64) -> Result<Reexamined> {
+        quarantine::reexamine(&self.dispatch, &self.reader, after, limit)
+    }
+
+    fn release(&self, tasks: &[TaskId], audit: &Audit) -> Result<Vec<Released>> {
+        quarantine::release(&self.dispatch, &self.reader, tasks, audit)
+    }
+
+    fn repair(&self, task: TaskId, repair: &Repair, only_try: bool, audit: &Audit) -> Result<Repaired> {
+        quarantine::repair(&self.dispatch, &self.reader, task, repair, only_try, audit)
+    }
+
+    fn discard(&self, tasks: &[TaskId], reason: &str, audit: &Audit) -> Result<Vec<TaskId>> {
+        quarantine::discard(&self.dispatch, tasks, reason, audit)
+    }
+
+    fn drift(&self) -> Result<Vec<Drift>> {
+        foreign::drift(&self.people)
+    }
+
+    fn activate(&self, format: i16, rollback_reads: i16, audit: &Audit) -> Result<Activated> {
+        cluster::activate(&self.dispatch, format, rollback_reads, audit)
     }
 
     fn audit(&self, entry: &Audit) -> Result<()> {

@@ -9,11 +9,15 @@ use super::{
     rows::{attempt, number, select_tasks, task, uuid},
     sql::sql,
 };
-use crate::{AttemptRow, COUNT_BOUND, LIST_SCAN_BOUND, ListFilter, ListPage, Result, TaskRow};
+use crate::{AttemptRow, COUNT_BOUND, LIST_SCAN_BOUND, ListFilter, ListPage, Result, StoreError, TaskRow};
 
 /// One task, live or finished.
 pub(super) fn task_by_id(conn: &mut Conn<'_>, id: TaskId) -> Result<Option<TaskRow>> {
-    conn.first(sql(select_tasks!("t.id = $1")).bind(id.0), task)
+    let mut rows = conn.task_rows(sql(select_tasks!("t.id = $1")).bind(id.0), task)?;
+    match rows.unread.pop() {
+        Some((_, defect)) if rows.read.is_empty() => Err(StoreError::Unreadable(defect)),
+        _ => Ok(rows.read.pop()),
+    }
 }
 
 pub(super) fn one(people: &Pool, id: TaskId) -> Result<Option<TaskRow>> {
@@ -29,7 +33,7 @@ pub(super) fn many(people: &Pool, ids: &[TaskId]) -> Result<Vec<TaskRow>> {
 }
 
 fn tasks_by_ids(conn: &mut Conn<'_>, ids: &[Uuid]) -> Result<Vec<TaskRow>> {
-    conn.readable_rows(sql(select_tasks!("t.id = ANY($1::uuid[])")).array(ids.iter().copied()), task)
+    Ok(conn.task_rows(sql(select_tasks!("t.id = ANY($1::uuid[])")).array(ids.iter().copied()), task)?.read)
 }
 
 pub(super) fn is_quarantined(people: &Pool, id: TaskId) -> Result<bool> {
@@ -150,7 +154,8 @@ fn candidates(conn: &mut Conn<'_>, below: Option<Uuid>, step: i64) -> Result<Vec
         (SELECT id, tenant, queue, state FROM finished_tasks WHERE id < $1 ORDER BY id DESC LIMIT $2)
         ORDER BY id DESC LIMIT $2");
     conn.readable_rows(statement.bind(below).bind(step), |row| {
-        Ok(Candidate { id: row.get()?, tenant: row.get()?, queue: row.get()?, state: row.get()? })
+        // What cannot be read matches no filter, and keeps its place, so that the cursor passes it.
+        Ok(Candidate { id: row.get()?, tenant: row.spare(), queue: row.spare(), state: row.spare() })
     })
 }
 

@@ -17,7 +17,7 @@ use super::{
     link::Link,
     sql::sql,
 };
-use crate::{OpenOptions, Result, StoreError};
+use crate::{Foreign, OpenOptions, Result, StoreError};
 
 /// What a pool is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(super) struct Pool {
 
 impl Pool {
     /// A pool that connects when it is first used; `open` has tried the server before.
-    pub(super) fn new(url: &str, purpose: Purpose, options: &OpenOptions) -> Self {
+    pub(super) fn new(url: &str, purpose: Purpose, options: &OpenOptions, foreign: &Arc<Foreign>) -> Self {
         let state = Arc::new(ServerState::default());
         let size = match purpose {
             Purpose::Dispatch => options.dispatch_connections,
@@ -55,7 +55,7 @@ impl Pool {
             .connection_timeout(options.connect_timeout.max(Duration::from_millis(1)))
             .test_on_check_out(true)
             .error_handler(Box::new(r2d2::NopErrorHandler))
-            .build_unchecked(Manager::new(url, purpose, options, Arc::clone(&state)));
+            .build_unchecked(Manager::new(url, purpose, options, Arc::clone(&state), Arc::clone(foreign)));
         Self { links, state }
     }
 
@@ -128,10 +128,17 @@ pub(super) struct Manager {
     connect_timeout: Duration,
     patience: Duration,
     state: Arc<ServerState>,
+    foreign: Arc<Foreign>,
 }
 
 impl Manager {
-    pub(super) fn new(url: &str, purpose: Purpose, options: &OpenOptions, state: Arc<ServerState>) -> Self {
+    pub(super) fn new(
+        url: &str,
+        purpose: Purpose,
+        options: &OpenOptions,
+        state: Arc<ServerState>,
+        foreign: Arc<Foreign>,
+    ) -> Self {
         let statement_timeout = match purpose {
             Purpose::Dispatch => options.statement_timeout,
             Purpose::People => options.read_timeout,
@@ -143,6 +150,7 @@ impl Manager {
             connect_timeout: options.connect_timeout,
             patience: statement_timeout + SLACK,
             state,
+            foreign,
         }
     }
 }
@@ -155,7 +163,8 @@ impl ManageConnection for Manager {
         let (url, required, purpose) = (Arc::clone(&self.url), Arc::clone(&self.required), self.purpose);
         // The session's settings are statements, each with its own patience, after the connection itself.
         let limit = self.connect_timeout + self.patience;
-        let link = Link::open(move || establish(&url, &required, purpose), limit, self.patience);
+        let link =
+            Link::open(move || establish(&url, &required, purpose), limit, self.patience, Arc::clone(&self.foreign));
         match link {
             Ok(link) => {
                 self.state.set(None);
@@ -324,7 +333,8 @@ mod tests {
     #[test]
     fn a_url_that_cannot_be_read_is_told_from_a_server_that_is_not_there() {
         let options = OpenOptions::default();
-        let open = |url: &str| Manager::new(url, Purpose::Dispatch, &options, Arc::default()).connect().err();
+        let open =
+            |url: &str| Manager::new(url, Purpose::Dispatch, &options, Arc::default(), Arc::default()).connect().err();
         let unreadable = open("postgres://127.0.0.1:port/millrace");
         assert!(matches!(unreadable, Some(StoreError::Config(_))), "{unreadable:?}");
         let unknown = open("postgres://127.0.0.1:1/millrace?colour=blue");

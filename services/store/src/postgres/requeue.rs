@@ -117,5 +117,5 @@ pub(super) fn held_rows(pool: &Pool, leases: &[LeaseRef]) -> Result<Vec<HeldRow>
          WHERE t.state IN (3, 4, 5)"
     ));
     let statement = with_leases(statement, leases.iter());
-    pool.read(move |conn| conn.readable_rows(statement, held))
+    pool.read(move |conn| Ok(conn.task_rows(statement, held)?.read))
 }

@@ -6,10 +6,11 @@ use millrace_core::{id::TaskId, time::micros};
 use uuid::Uuid;
 
 use super::{
+    columns::{Columns, Read},
     conn::Conn,
     pool::Pool,
     rows::now_us,
-    sql::{Columns, Read, sql},
+    sql::sql,
 };
 use crate::Result;
 
@@ -89,11 +90,12 @@ fn has_young(conn: &mut Conn<'_>, slot: i16, age: &Age) -> Result<bool> {
 pub(super) fn trim_requests(pool: &Pool, keep: Duration, after: Option<Uuid>, limit: i64) -> Result<Option<Uuid>> {
     let statement = sql(concat!(
         "WITH page AS MATERIALIZED (
-            SELECT key, created_at_us FROM requests WHERE key > $1 ORDER BY key LIMIT $2
+            SELECT key, task_id, created_at_us FROM requests WHERE key > $1 ORDER BY key LIMIT $2
         ), dropped AS (
             DELETE FROM requests r USING page WHERE r.key = page.key AND page.created_at_us < ",
         now_us!(),
         " - $3
+                AND NOT EXISTS (SELECT 1 FROM quarantine q WHERE q.task_id = page.task_id)
         )
         SELECT (SELECT count(*) FROM page), (SELECT key FROM page ORDER BY key DESC LIMIT 1)"
     ));

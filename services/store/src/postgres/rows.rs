@@ -12,7 +12,7 @@ use millrace_core::{
 };
 use uuid::Uuid;
 
-use super::sql::{Columns, Read};
+use super::columns::{Columns, Read};
 use crate::{
     AttemptRow, Dispatch, Envelope, HeldRow, MemberKind, MemberRow, NewSession, Outcome, PauseRow, QueueRow,
     SessionRow, TaskRow, Waiting,
@@ -28,7 +28,8 @@ macro_rules! now_us {
 /// The columns of a [`Dispatch`], of `tasks` as `t`.
 macro_rules! dispatch_columns {
     () => {
-        "t.id, t.attempt, t.token, t.queue, t.spec, t.timeout_ms, t.trace_context, t.dispatched_at_us, t.state"
+        "t.id, t.attempt, t.token, t.queue, t.spec, t.timeout_ms, t.trace_context, t.dispatched_at_us, t.state,
+         t.concurrency_key"
     };
 }
 
@@ -102,7 +103,7 @@ pub(super) fn lease_ref(row: &mut Columns<'_>) -> Read<LeaseRef> {
 }
 
 fn state(row: &mut Columns<'_>) -> Read<State> {
-    row.get_as(|number: i16| State::try_from(number))
+    row.get_known(|number: i16| State::try_from(number))
 }
 
 fn outcome_kind(number: i16) -> Result<OutcomeKind, String> {
@@ -110,15 +111,18 @@ fn outcome_kind(number: i16) -> Result<OutcomeKind, String> {
 }
 
 pub(super) fn dispatch(row: &mut Columns<'_>) -> Read<Dispatch> {
-    Ok(Dispatch {
+    let dispatch = Dispatch {
         lease: lease(row)?,
         queue: row.get()?,
         spec: row.get()?,
-        timeout_ms: row.get_nullable()?,
-        trace_context: row.get()?,
-        dispatched_at_us: row.get()?,
+        timeout_ms: row.spare_nullable(),
+        trace_context: row.spare(),
+        dispatched_at_us: row.spare(),
         state: state(row)?,
-    })
+    };
+    // Whoever runs it without its key may run it beside another of the same key.
+    row.get::<String>()?;
+    Ok(dispatch)
 }
 
 pub(super) fn held(row: &mut Columns<'_>) -> Read<HeldRow> {
@@ -130,11 +134,11 @@ pub(super) fn held(row: &mut Columns<'_>) -> Read<HeldRow> {
         tenant: row.get()?,
         rank: row.get()?,
         min_reader: row.get()?,
-        expires_at_us: row.get_nullable()?,
+        expires_at_us: row.spare_nullable(),
         spec: row.get()?,
-        failures: row.get()?,
-        losses: row.get()?,
-        unsupported: row.get()?,
+        failures: row.spare(),
+        losses: row.spare(),
+        unsupported: row.spare(),
     })
 }
 
@@ -145,26 +149,26 @@ pub(super) fn waiting(row: &mut Columns<'_>) -> Read<Waiting> {
         tenant: row.get()?,
         rank: row.get()?,
         ready_at_us: row.get()?,
-        expires_at_us: row.get_nullable()?,
+        expires_at_us: row.spare_nullable(),
         min_reader: row.get()?,
     })
 }
 
 /// What `select_tasks!` selects.
 pub(super) fn task(row: &mut Columns<'_>) -> Read<TaskRow> {
-    let (id, tenant, queue, rank, executor) = (row.get()?, row.get()?, row.get()?, row.get()?, row.get()?);
+    let (id, tenant, queue, rank, executor) = (row.get()?, row.get()?, row.get()?, row.get()?, row.spare());
     let envelope = Envelope {
         id: TaskId(id),
         tenant,
         queue,
         rank,
         executor,
-        resource_class: row.get()?,
+        resource_class: row.spare(),
         concurrency_key: row.get()?,
-        exclusive: row.get()?,
-        timeout_ms: row.get_nullable()?,
-        trace_context: row.get()?,
-        format: row.get()?,
+        exclusive: row.spare(),
+        timeout_ms: row.spare_nullable(),
+        trace_context: row.spare(),
+        format: row.spare(),
         min_reader: row.get()?,
     };
     let mut task = TaskRow {
@@ -176,29 +180,31 @@ pub(super) fn task(row: &mut Columns<'_>) -> Read<TaskRow> {
         session: row.get_nullable()?.map(SessionId),
         orchestrator: row.get()?,
         replica: row.get()?,
-        failures: row.get()?,
-        losses: row.get()?,
-        created_at_us: row.get()?,
-        expires_at_us: row.get_nullable()?,
-        dispatched_at_us: row.get_nullable()?,
-        started_at_us: row.get_nullable()?,
+        failures: row.spare(),
+        losses: row.spare(),
+        created_at_us: row.spare(),
+        expires_at_us: row.spare_nullable(),
+        dispatched_at_us: row.spare_nullable(),
+        started_at_us: row.spare_nullable(),
         ready_at_us: row.get_nullable()?,
         wake_at_us: row.get_nullable()?,
         finished_at_us: row.get_nullable()?,
         outcome: None,
+        ignored: Vec::new(),
     };
     if task.finished_at_us.is_some() {
         task.outcome = Some(Outcome {
             kind: row.get_as(outcome_kind)?,
-            exit_code: row.get_nullable()?,
-            signal: row.get_nullable()?,
-            message: row.get()?,
-            output_tail: row.get()?,
-            output_bytes: row.get()?,
+            exit_code: row.spare_nullable(),
+            signal: row.spare_nullable(),
+            message: row.spare(),
+            output_tail: row.spare(),
+            output_bytes: row.spare(),
             started_at_us: task.started_at_us,
-            ended_at_us: row.get_nullable()?,
+            ended_at_us: row.spare_nullable(),
         });
     }
+    task.ignored = row.ignored().to_vec();
     Ok(task)
 }
 
@@ -206,18 +212,18 @@ pub(super) fn task(row: &mut Columns<'_>) -> Read<TaskRow> {
 pub(super) fn attempt(row: &mut Columns<'_>) -> Read<AttemptRow> {
     Ok(AttemptRow {
         attempt: row.get()?,
-        orchestrator: row.get()?,
-        dispatched_at_us: row.get_nullable()?,
-        recorded_at_us: row.get()?,
+        orchestrator: row.spare(),
+        dispatched_at_us: row.spare_nullable(),
+        recorded_at_us: row.spare(),
         outcome: Outcome {
             kind: row.get_as(outcome_kind)?,
-            exit_code: row.get_nullable()?,
-            signal: row.get_nullable()?,
-            message: row.get()?,
-            output_tail: row.get()?,
-            output_bytes: row.get()?,
-            started_at_us: row.get_nullable()?,
-            ended_at_us: row.get_nullable()?,
+            exit_code: row.spare_nullable(),
+            signal: row.spare_nullable(),
+            message: row.spare(),
+            output_tail: row.spare(),
+            output_bytes: row.spare(),
+            started_at_us: row.spare_nullable(),
+            ended_at_us: row.spare_nullable(),
         },
     })
 }

@@ -66,7 +66,7 @@ pub(super) fn resume(pool: &Pool, id: SessionId, generation: i64, replica: &str)
     ));
     let take = take.bind(replica).bind(id.0).bind(generation);
     pool.transaction(move |conn| match conn.first(take, session)? {
-        Some(session) => Ok(Resumed::Yes { session, held: conn.readable_rows(held_by_statement(id), dispatch)? }),
+        Some(session) => Ok(Resumed::Yes { session, held: conn.task_rows(held_by_statement(id), dispatch)?.read }),
         None => Ok(Resumed::Gone),
     })
 }
@@ -207,7 +207,7 @@ pub(super) fn orphans(pool: &Pool, limit: i64) -> Result<Vec<HeldRow>> {
          WHERE s.over_at_us IS NOT NULL AND s.state = 2 LIMIT $1"
     ));
     let statement = statement.bind(limit);
-    pool.read(move |conn| conn.readable_rows(statement, held))
+    pool.read(move |conn| Ok(conn.task_rows(statement, held)?.read))
 }
 
 fn held_by_statement(id: SessionId) -> Statement {
@@ -215,7 +215,7 @@ fn held_by_statement(id: SessionId) -> Statement {
 }
 
 pub(super) fn held_by(pool: &Pool, id: SessionId) -> Result<Vec<Dispatch>> {
-    pool.read(move |conn| conn.readable_rows(held_by_statement(id), dispatch))
+    pool.read(move |conn| Ok(conn.task_rows(held_by_statement(id), dispatch)?.read))
 }
 
 pub(super) fn list(people: &Pool, limit: i64) -> Result<Vec<SessionRow>> {

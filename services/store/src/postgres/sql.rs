@@ -1,13 +1,12 @@
-//! Statements with fixed text and values bound to them, which stay prepared, and rows read column by column.
+//! Statements with fixed text and values bound to them, which stay prepared.
+
+use std::borrow::Cow;
 
 use diesel::{
-    connection::{DefaultLoadingMode, LoadConnection},
-    deserialize::FromSql,
     expression::expression_types::Untyped,
-    pg::{Pg, PgConnection, PgValue},
+    pg::Pg,
     query_builder::{AstPass, Query, QueryFragment, QueryId},
     result::{Error, QueryResult},
-    row::{Field, Row},
     serialize::{IsNull, Output, ToSql},
     sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text, Uuid as SqlUuid},
 };
@@ -17,13 +16,13 @@ use uuid::Uuid;
 /// `sql_query`), so each text is planned once a connection.
 #[derive(Debug)]
 pub(super) struct Statement {
-    text: &'static str,
+    text: Cow<'static, str>,
     values: Vec<Value>,
 }
 
 /// A statement without values yet.
-pub(super) fn sql(text: &'static str) -> Statement {
-    Statement { text, values: Vec::new() }
+pub(super) fn sql(text: impl Into<Cow<'static, str>>) -> Statement {
+    Statement { text: text.into(), values: Vec::new() }
 }
 
 impl Statement {
@@ -213,7 +212,7 @@ impl QueryFragment<Pg> for Statement {
     /// Diesel numbers the values as they are pushed, so a `$n` is pushed as a value where it comes first and as text
     /// after that.
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        let mut rest = self.text;
+        let mut rest = &*self.text;
         let mut pushed = 0;
         while let Some(at) = rest.find('$') {
             let digits = rest[at + 1..].bytes().take_while(u8::is_ascii_digit).count();
@@ -247,91 +246,6 @@ impl QueryId for Statement {
 
 impl Query for Statement {
     type SqlType = Untyped;
-}
-
-// ── Rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/// A column that does not hold what this build expects.
-#[derive(Debug, thiserror::Error)]
-#[error("column {column} cannot be read: {error}")]
-pub(super) struct BadColumn {
-    /// The column's name.
-    pub(super) column: String,
-    /// What is wrong with it.
-    pub(super) error: String,
-}
-
-/// What is read from a row.
-pub(super) type Read<T> = Result<T, BadColumn>;
-
-/// A row owns what it shares with its result, so the lifetimes of its type mean nothing.
-type PgRow = <PgConnection as LoadConnection<DefaultLoadingMode>>::Row<'static, 'static>;
-
-/// A row's columns in their order.
-pub(super) struct Columns<'r> {
-    row: &'r PgRow,
-    next: usize,
-}
-
-/// What a column can be read as.
-pub(super) trait Decode: FromSql<Self::Sql, Pg> {
-    type Sql;
-}
-
-macro_rules! decodes {
-    ($($type:ty => $sql:ty;)*) => { $(impl Decode for $type { type Sql = $sql; })* };
-}
-
-decodes! {
-    i16 => SmallInt;
-    i32 => Integer;
-    i64 => BigInt;
-    bool => Bool;
-    String => Text;
-    Vec<u8> => Binary;
-    Uuid => SqlUuid;
-}
-
-impl<'r> Columns<'r> {
-    pub(super) fn new(row: &'r PgRow) -> Self {
-        Self { row, next: 0 }
-    }
-
-    /// The next column.
-    pub(super) fn get<T: Decode>(&mut self) -> Read<T> {
-        self.read(|value| match value {
-            Some(value) => T::from_sql(value).map_err(|error| error.to_string()),
-            None => Err("it is null".to_owned()),
-        })
-    }
-
-    /// The next column, which may be null.
-    pub(super) fn get_nullable<T: Decode>(&mut self) -> Read<Option<T>> {
-        self.read(|value| value.map(T::from_sql).transpose().map_err(|error| error.to_string()))
-    }
-
-    /// The next column, turned into what it stands for.
-    pub(super) fn get_as<T: Decode, U, E: ToString>(&mut self, convert: impl FnOnce(T) -> Result<U, E>) -> Read<U> {
-        let at = self.next;
-        let value = self.get::<T>()?;
-        convert(value).map_err(|error| self.bad(at, error.to_string()))
-    }
-
-    fn read<U>(&mut self, read: impl FnOnce(Option<PgValue<'_>>) -> Result<U, String>) -> Read<U> {
-        let at = self.next;
-        self.next += 1;
-        let result = match <PgRow as Row<'static, Pg>>::get(self.row, at) {
-            Some(field) => read(field.value()),
-            None => Err("it is missing".to_owned()),
-        };
-        result.map_err(|error| self.bad(at, error))
-    }
-
-    fn bad(&self, at: usize, error: String) -> BadColumn {
-        let field = <PgRow as Row<'static, Pg>>::get(self.row, at);
-        let name = field.and_then(|field| field.field_name().map(str::to_owned));
-        BadColumn { column: name.unwrap_or_else(|| format!("{}", at + 1)), error }
-    }
 }
 
 #[cfg(test)]

@@ -6,10 +6,11 @@ use millrace_core::{id::TaskId, task::State, time::micros};
 use uuid::Uuid;
 
 use super::{
+    columns::{Columns, Read},
     conn::Conn,
     pool::Pool,
     rows::{now_us, number, text, uuid},
-    sql::{Columns, Read, Statement, sql, unless},
+    sql::{Statement, sql, unless},
 };
 use crate::{NewTask, Result, StoreError, Submitted, batch::bisect};
 

@@ -1,14 +1,17 @@
 //! Tasks that wait: what the feeder reads, and what time does to them.
 
-use millrace_core::{READER_RANGE, id::TaskId, retry::OutcomeKind, task::State, time::Timestamp};
+use millrace_core::{READER_RANGE, foreign::Defect, id::TaskId, retry::OutcomeKind, task::State, time::Timestamp};
 use uuid::Uuid;
 
 use super::{
+    columns::{Columns, Read},
+    foreign::{end_live, locked, unfit_to_end},
+    moves::Ending,
     pool::Pool,
     rows::{now_us, uuid, waiting},
-    sql::{Columns, Read, sql},
+    sql::sql,
 };
-use crate::{LaneKey, LanePage, Result, Waiting};
+use crate::{LaneKey, LanePage, Result, StoreError, Waiting, foreign::state_of};
 
 /// Steps from lane to lane through the index (a "loose index scan"), so it costs a lane and not its tasks. The order is that of
 /// bytes, by the columns' collation.
@@ -41,7 +44,7 @@ pub(super) fn lane_page(
     // The time is that at which the statement arrived, so nothing that this page could not see is older than it, except
     // what was not committed. One row more than asked for tells whether there are more.
     let statement = sql("SELECT (extract(epoch FROM statement_timestamp()) * 1000000)::bigint,
-            t.id, t.tenant, t.rank, t.ready_at_us, t.expires_at_us, t.min_reader
+            t.id, t.ready_at_us, t.expires_at_us, t.min_reader, t.state
         FROM (SELECT 1) AS always LEFT JOIN LATERAL (
             SELECT * FROM tasks
             WHERE queue = $1 AND tenant = $2 AND rank = $3 AND ready_at_us IS NOT NULL
@@ -58,33 +61,43 @@ pub(super) fn lane_page(
         .bind(last.0)
         .bind(last_id.0)
         .bind(limit.saturating_add(1));
+    let lane = lane.clone();
     pool.read(move |conn| {
-        // A row that cannot be read still counts for the page's length, or the page after it would never be asked for.
         let lines = conn.rows(statement, |row| {
             let now = row.get::<i64>()?;
-            let there = row.get_nullable::<Uuid>();
-            Ok((now, there.transpose().map(|id| id.and_then(|id| waiting_after(TaskId(id), row)))))
+            Ok((now, row.get_nullable::<Uuid>()?.map(|id| waiting_in(&lane, TaskId(id), row))))
         })?;
         let now = Timestamp(lines.first().map_or(0, |(now, _)| *now));
-        let mut rows: Vec<_> = lines.into_iter().filter_map(|(_, row)| row).collect();
+        let mut rows: Vec<(Waiting, Option<Defect>)> =
+            lines.into_iter().filter_map(|(_, row)| row).collect::<Read<_>>().map_err(StoreError::Unreadable)?;
         let exhausted = rows.len() as i64 <= limit;
         rows.truncate(limit as usize);
-        let readable = |row: Read<Waiting>| {
-            row.inspect_err(|bad| tracing::warn!(error = %bad, "a waiting row cannot be read and is left out")).ok()
+        let note = |(row, defect): (Waiting, Option<Defect>)| {
+            match defect {
+                Some(defect) => conn.foreign().unreadable(Some(row.id), &defect),
+                None if row.min_reader > READER_RANGE.1 => conn.foreign().too_new(1),
+                None => {}
+            }
+            row
         };
-        Ok(LanePage { rows: rows.into_iter().filter_map(readable).collect(), exhausted, now })
+        Ok(LanePage { rows: rows.into_iter().map(note).collect(), exhausted, now })
     })
 }
 
-fn waiting_after(id: TaskId, row: &mut Columns<'_>) -> Read<Waiting> {
-    Ok(Waiting {
-        id,
-        tenant: row.get()?,
-        rank: row.get()?,
-        ready_at_us: row.get()?,
-        expires_at_us: row.get_nullable()?,
-        min_reader: row.get()?,
-    })
+/// A row that this build cannot act on keeps its place, so that a page is never empty because of such rows, but no reader
+/// there is takes it: it is too new, or cannot be read.
+fn waiting_in(lane: &LaneKey, id: TaskId, row: &mut Columns<'_>) -> Read<(Waiting, Option<Defect>)> {
+    let (ready_at_us, expires_at_us) = (row.get()?, row.spare_nullable());
+    let min_reader: Read<i16> = row.get();
+    let state: Read<i16> = row.get();
+    let known = |state: i16| State::try_from(state).is_ok();
+    let (min_reader, defect) = match (min_reader, state) {
+        (Ok(min_reader), Ok(state)) if known(state) => (min_reader, None),
+        (Ok(_), Ok(_)) => (i16::MAX, None),
+        (Err(defect), _) | (_, Err(defect)) => (i16::MAX, Some(defect)),
+    };
+    let LaneKey { tenant, rank } = lane.clone();
+    Ok((Waiting { id, tenant, rank, ready_at_us, expires_at_us, min_reader }, defect))
 }
 
 pub(super) fn wake(pool: &Pool, limit: i64) -> Result<Vec<(String, Waiting)>> {
@@ -100,13 +113,13 @@ pub(super) fn wake(pool: &Pool, limit: i64) -> Result<Vec<(String, Waiting)>> {
         RETURNING t.queue, t.id, t.tenant, t.rank, t.ready_at_us, t.expires_at_us, t.min_reader"
     ));
     let statement = statement.bind(READER_RANGE.1).bind(limit.max(0));
-    pool.write(move |conn| conn.readable_rows(statement, |row| Ok((row.get()?, waiting(row)?))))
+    pool.write(move |conn| Ok(conn.task_rows(statement, |row| Ok((row.get()?, waiting(row)?)))?.read))
 }
 
 /// Moves waiting tasks to the finished ones without an attempt; `$1` is the state, `$2` the outcome and `$3` the message.
 /// `due` says which, by id, and is locked.
 macro_rules! end_waiting {
-    ($due:literal) => {
+    ($due:expr) => {
         concat!(
             "WITH clock AS MATERIALIZED (
                 SELECT now_us, ((now_us / slice_us) % 8)::smallint AS slot
@@ -132,16 +145,65 @@ macro_rules! end_waiting {
 }
 pub(super) use end_waiting;
 
-pub(super) fn expire(pool: &Pool, limit: i64) -> Result<Vec<TaskId>> {
-    let statement = sql(end_waiting!(
+/// The tasks whose time is over, locked.
+macro_rules! overdue {
+    () => {
         "SELECT id FROM tasks WHERE expires_at_us <= (SELECT now_us FROM clock) AND session_id IS NULL
             AND state IN (1, 2) AND min_reader <= $4 ORDER BY expires_at_us LIMIT $5 FOR UPDATE SKIP LOCKED"
-    ));
-    let statement = statement
+    };
+}
+
+const TOO_LATE: &str = "the task waited past its deadline";
+
+pub(super) fn expire(pool: &Pool, limit: i64) -> Result<Vec<TaskId>> {
+    let statement = sql(end_waiting!(overdue!()))
         .bind(State::Expired as i16)
         .bind(OutcomeKind::Expired as i16)
-        .bind("the task waited past its deadline")
+        .bind(TOO_LATE)
         .bind(READER_RANGE.1)
         .bind(limit.max(0));
-    pool.write(move |conn| Ok(conn.rows(statement, uuid)?.into_iter().map(TaskId).collect()))
+    match pool.write(move |conn| Ok(conn.rows(statement, uuid)?.into_iter().map(TaskId).collect())) {
+        Err(StoreError::Data { .. }) => expire_foreign(pool, limit),
+        expired => expired,
+    }
+}
+
+/// Rows that are not fit to end and are passed over by one call. They are on their way into the quarantine.
+const PASSED_OVER: i64 = 1000;
+
+/// The same one by one: a row among them was written by another release so that it does not fit the finished ones.
+fn expire_foreign(pool: &Pool, limit: i64) -> Result<Vec<TaskId>> {
+    let due = sql(concat!(
+        "SELECT id FROM tasks WHERE expires_at_us <= ",
+        now_us!(),
+        " AND session_id IS NULL AND state IN (1, 2) AND min_reader <= $1 ORDER BY expires_at_us LIMIT $2"
+    ));
+    let due = due.bind(READER_RANGE.1).bind(limit.max(0).saturating_add(PASSED_OVER));
+    let due = pool.read(move |conn| Ok(conn.rows(due, uuid)?.into_iter().map(TaskId).collect::<Vec<_>>()))?;
+    let mut expired = Vec::new();
+    for task in due {
+        if expired.len() as i64 >= limit {
+            break;
+        }
+        if expire_one(pool, task)? {
+            expired.push(task);
+        }
+    }
+    Ok(expired)
+}
+
+/// Ends one waiting task column by column; false when it does not wait any more, or is not fit to end here.
+fn expire_one(pool: &Pool, task: TaskId) -> Result<bool> {
+    pool.transaction(move |conn| {
+        let Some(row) = locked(conn, &[task])?.pop() else { return Ok(false) };
+        if let Some(defect) = unfit_to_end(&row) {
+            conn.foreign().unreadable(Some(task), &defect);
+            return Ok(false);
+        }
+        if !matches!(state_of(&row.row), Some(State::Scheduled | State::Queued)) {
+            return Ok(false);
+        }
+        end_live(conn, &row, &Ending::without_attempt(State::Expired, OutcomeKind::Expired, TOO_LATE))?;
+        Ok(true)
+    })
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use diesel::prelude::*;
 use millrace_core::{
     READER_RANGE,
+    foreign::Defect,
     held::LeaseRef,
     id::SessionId,
     task::{Event, State},
@@ -12,13 +13,24 @@ use millrace_core::{
 
 use super::{
     failure::Outcome,
+    foreign::examine_one,
+    reading::{each_row, good_row, noted},
     schema::{Key, SESSION_LIVE, queue_gates, sessions, tasks},
-    values::{BadColumn, Columns, good_row},
+    values::{BadColumn, Columns},
 };
-use crate::types::{Claim, Claimed, Dispatch};
+use crate::{
+    Foreign, Reader,
+    types::{Claim, Claimed, Dispatch},
+};
 
-pub(super) fn claim(connection: &mut SqliteConnection, now: i64, batch: &[Claim]) -> Outcome<Vec<Claimed>> {
-    let mut claims = Claims { now, gates: HashMap::new(), sessions: HashMap::new() };
+pub(super) fn claim(
+    connection: &mut SqliteConnection,
+    now: i64,
+    foreign: &Foreign,
+    reader: &Reader,
+    batch: &[Claim],
+) -> Outcome<Vec<Claimed>> {
+    let mut claims = Claims { now, foreign, reader, gates: HashMap::new(), sessions: HashMap::new() };
     batch.iter().map(|claim| claims.one(connection, claim)).collect()
 }
 
@@ -26,6 +38,8 @@ pub(super) fn claim(connection: &mut SqliteConnection, now: i64, batch: &[Claim]
 /// commit (R2, R5).
 struct Claims<'a> {
     now: i64,
+    foreign: &'a Foreign,
+    reader: &'a Reader,
     /// Epochs of the gates that are open.
     gates: HashMap<&'a str, Option<i64>>,
     /// Generations of the sessions that are live.
@@ -39,10 +53,18 @@ struct Candidate {
     waits: bool,
 }
 
+/// A task's row as a claim finds it.
+enum Found {
+    Nothing,
+    Candidate(Candidate),
+    /// It cannot be read.
+    Unread,
+}
+
 impl<'a> Claims<'a> {
     fn one(&mut self, connection: &mut SqliteConnection, claim: &'a Claim) -> Outcome<Claimed> {
-        let candidate = self.candidate(connection, claim)?;
-        if let Some(candidate) = &candidate
+        let found = self.find(connection, claim)?;
+        if let Found::Candidate(candidate) = &found
             && candidate.session == Some(claim.session)
             && candidate.dispatch.lease.token == claim.token
         {
@@ -54,7 +76,14 @@ impl<'a> Claims<'a> {
         if self.session(connection, claim.session)? != Some(claim.generation) {
             return Ok(Claimed::SessionGone);
         }
-        let Some(candidate) = candidate.filter(|candidate| candidate.waits) else { return Ok(Claimed::Stale) };
+        let candidate = match found {
+            Found::Candidate(candidate) if candidate.waits => candidate,
+            Found::Candidate(_) | Found::Nothing => return Ok(Claimed::Stale),
+            Found::Unread => return self.examine(connection, claim),
+        };
+        if self.refuses(&candidate.dispatch.spec) {
+            return self.examine(connection, claim);
+        }
         let Ok(state) = candidate.dispatch.state.next(Event::Claim) else { return Ok(Claimed::Stale) };
         let lease = LeaseRef {
             task: claim.task,
@@ -75,8 +104,21 @@ impl<'a> Claims<'a> {
         Ok(Claimed::Won(Box::new(Dispatch { lease, dispatched_at_us: self.now, state, ..candidate.dispatch })))
     }
 
-    /// The row. One that cannot be read is no candidate, and is left as it is.
-    fn candidate(&self, connection: &mut SqliteConnection, claim: &Claim) -> Outcome<Option<Candidate>> {
+    /// Sets the row aside, if it is as bad as it looks; it would have been this claim's.
+    fn examine(&self, connection: &mut SqliteConnection, claim: &Claim) -> Outcome<Claimed> {
+        examine_one(connection, self.now, self.reader, claim.task)?;
+        Ok(Claimed::Stale)
+    }
+
+    /// Whether this build could not run the spec.
+    fn refuses(&self, spec: &[u8]) -> bool {
+        let reading = (self.reader.spec)(spec);
+        reading.ignored.iter().for_each(|defect| self.foreign.ignored(&defect.column));
+        let note = |defect: &Defect| self.foreign.unreadable(None, defect);
+        reading.defect.inspect(note).is_some()
+    }
+
+    fn find(&self, connection: &mut SqliteConnection, claim: &Claim) -> Outcome<Found> {
         let query = tasks::table.filter(tasks::id.eq(Key(claim.task.0))).select((
             tasks::id,
             tasks::attempt,
@@ -86,37 +128,44 @@ impl<'a> Claims<'a> {
             tasks::timeout_ms,
             tasks::trace_context,
             tasks::dispatched_at_us,
+            tasks::min_reader,
             tasks::state,
             tasks::session_id,
             tasks::expires_at_us,
-            tasks::min_reader,
-            // Only so that a row which the paths of recovery could not read is never held.
-            tasks::tenant,
-            tasks::rank,
+            // Only so that a row which others could not read is never held.
+            (tasks::tenant, tasks::rank, tasks::concurrency_key),
         ));
-        Ok(good_row(connection, query, |row| self.decide(row, claim))?)
+        let mut found = Found::Nothing;
+        each_row(connection, query, |row| {
+            found = match noted(self.foreign, row, |row| self.decide(row, claim)) {
+                Ok(candidate) => Found::Candidate(candidate),
+                Err(_) => Found::Unread,
+            };
+            false
+        })?;
+        Ok(found)
     }
 
     fn decide(&self, row: &mut Columns, claim: &Claim) -> Result<Candidate, BadColumn> {
-        let dispatch = Dispatch {
-            lease: LeaseRef {
-                task: row.task_id("id")?,
-                attempt: row.narrow("attempt")?,
-                token: row.optional_token("token")?.unwrap_or(claim.token),
-            },
-            queue: row.text("queue")?,
-            spec: row.blob("spec")?,
-            timeout_ms: row.optional_integer("timeout_ms")?,
-            trace_context: row.text("trace_context")?,
-            dispatched_at_us: row.optional_integer("dispatched_at_us")?.unwrap_or(self.now),
-            state: row.state("state")?,
-        };
-        let session = row.optional_session_id("session_id")?;
-        let expired = row.optional_integer("expires_at_us")?.is_some_and(|moment| moment <= self.now);
+        let task = row.task_id("id")?;
+        let attempt = row.narrow("attempt")?;
+        // While a task waits, what stands there of an earlier time is nothing to anybody.
+        let token = row.optional_token("token").ok().flatten();
+        let (queue, spec) = (row.text("queue")?, row.blob("spec")?);
+        let timeout_ms = row.spare(|row| row.optional_integer("timeout_ms"));
+        let trace_context = row.spare(|row| row.text("trace_context"));
+        let dispatched_at_us = row.optional_integer("dispatched_at_us").ok().flatten().unwrap_or(self.now);
         let readable = row.narrow::<i16>("min_reader")? <= READER_RANGE.1;
+        let state = row.state("state")?;
+        let session = row.optional_session_id("session_id").ok().flatten();
+        let expires_at_us = row.spare(|row| row.optional_integer("expires_at_us"));
         row.text("tenant")?;
         row.narrow::<i32>("rank")?;
-        let waits = dispatch.state == State::Queued && dispatch.queue == claim.queue && !expired && readable;
+        row.text("concurrency_key")?;
+        let expired = expires_at_us.is_some_and(|moment| moment <= self.now);
+        let waits = state == State::Queued && queue == claim.queue && !expired && readable;
+        let lease = LeaseRef { task, attempt, token: token.unwrap_or(claim.token) };
+        let dispatch = Dispatch { lease, queue, spec, timeout_ms, trace_context, dispatched_at_us, state };
         Ok(Candidate { dispatch, session, waits })
     }
 

@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 use super::{
     failure::{Failure, Outcome},
+    reading::{all_rows, one_row},
     schema::{Key, audit, cluster, members, requests, served_clock},
     statement::sql,
-    values::{all_rows, one_row},
 };
 use crate::{
-    StoreError,
+    Activated, StoreError,
     types::{Audit, Cluster, MemberKind, MemberRow, Tick},
 };
 
@@ -150,6 +150,41 @@ pub(super) fn members(connection: &mut SqliteConnection) -> Outcome<Vec<MemberRo
 pub(super) fn schema_version(connection: &mut SqliteConnection) -> Outcome<String> {
     let query = sql("SELECT max(version) FROM __diesel_schema_migrations");
     Ok(one_row(connection, query, |row| row.optional_text("version"))?.flatten().unwrap_or_default())
+}
+
+/// The migration that a build must know to work with the database; empty until a migration takes something away.
+pub(super) fn needs_schema(connection: &mut SqliteConnection) -> Outcome<String> {
+    let there = sql("SELECT count(*) FROM pragma_table_info('cluster') WHERE name = 'needs_schema'");
+    if one_row(connection, there, |row| row.integer("count"))?.unwrap_or_default() == 0 {
+        return Ok(String::new());
+    }
+    Ok(one_row(connection, sql("SELECT needs_schema FROM cluster"), |row| row.text("needs_schema"))?
+        .unwrap_or_default())
+}
+
+/// The transaction is the only one that writes, so of two raises the second sees the first. A member that enters afterwards and
+/// reads less leaves the new rows alone, as it does with every row that is too new.
+pub(super) fn activate(
+    connection: &mut SqliteConnection,
+    now: i64,
+    format: i16,
+    rollback_reads: i16,
+    entry: &Audit,
+) -> Outcome<Activated> {
+    let before = cluster(connection)?.write_format;
+    if before >= format {
+        return Ok(Activated::Already(before));
+    }
+    let behind: Vec<MemberRow> = members(connection)?.into_iter().filter(|member| member.readers.1 < format).collect();
+    if !behind.is_empty() {
+        return Ok(Activated::Behind(behind));
+    }
+    if rollback_reads < format {
+        return Ok(Activated::RollbackBehind(rollback_reads));
+    }
+    diesel::update(cluster::table).set(cluster::write_format.eq(format)).execute(connection)?;
+    audit(connection, now, entry)?;
+    Ok(Activated::Done { before })
 }
 
 pub(super) fn audit(connection: &mut SqliteConnection, now: i64, entry: &Audit) -> Outcome<()> {

@@ -11,9 +11,9 @@ use millrace_core::{
 use super::{
     failure::Outcome,
     moves::{Ending, finish},
+    reading::good_row,
     schema::{Key, attempts, finished_tasks, tasks},
     statement::sql,
-    values::good_row,
 };
 use crate::types::{Completed, Completion, Requeue, Requeued};
 

@@ -6,9 +6,9 @@ use diesel::prelude::*;
 
 use super::{
     failure::Outcome,
+    reading::{all_rows, one_row},
     schema::queues,
     statement::{Statement, sql},
-    values::{all_rows, one_row},
     waiting::{count_lane, each_lane},
 };
 use crate::{COUNT_BOUND, LIST_SCAN_BOUND, types::QueueCounts};

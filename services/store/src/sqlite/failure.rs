@@ -41,7 +41,7 @@ impl Failure {
     pub(super) fn into_store(self) -> StoreError {
         match self {
             Failure::Store(error) => error,
-            Failure::Row(bad) => StoreError::Internal(bad.to_string()),
+            Failure::Row(bad) => StoreError::Unreadable(bad.defect()),
             Failure::Sqlite(Error::DatabaseError(kind, information)) => by_words(kind, information.message()),
             Failure::Sqlite(other) => StoreError::Internal(other.to_string()),
         }

@@ -3,7 +3,8 @@
 //! A lock beside the file keeps other processes out. One connection writes, one transaction at a time (`BEGIN
 //! IMMEDIATE`), so nothing here locks rows or meets deadlocks; others read what is committed (WAL). The clock is the
 //! process's own and never goes back while the store is open. Statements are the query builder's where it can say them,
-//! and [`statement`]'s where it cannot; both stay prepared. Rows are read column by column ([`values`]).
+//! and [`statement`]'s where it cannot; both stay prepared. Rows are read column by column ([`values`]); a row of a task that
+//! cannot be read is left out and noted ([`reading`]), and set aside once it has been examined ([`foreign`], [`quarantine`]).
 //!
 //! Of the bounds in [`OpenOptions`], those on statements do not reach SQLite: diesel offers no way to interrupt one. What a
 //! call looks at is bounded instead, and waits for the connection that writes are.
@@ -14,10 +15,14 @@ mod complete;
 mod connection;
 mod counts;
 mod failure;
+mod foreign;
 mod moves;
 mod owners;
 mod people;
+mod quarantine;
 mod queues;
+mod raw;
+mod reading;
 mod retention;
 mod routes;
 mod rows;
@@ -42,26 +47,39 @@ use millrace_core::{
 };
 use uuid::Uuid;
 
-use self::connection::{Files, Reader};
-use crate::{OpenOptions, Result, Store, StoreError, migrate, types::*};
+use self::{
+    connection::{Files, Reader},
+    waiting::Part,
+};
+use crate::{
+    Activated, Drift, Examined, Foreign, Inspected, OpenOptions, QuarantineFilter, QuarantinePage, Reexamined,
+    Released, Repair, Repaired, Result, Store, StoreError, migrate, types::*,
+};
 
 /// The store in a file of SQLite.
 #[derive(Debug)]
 pub(crate) struct SqliteStore {
     files: Files,
+    foreign: Foreign,
+    reader: crate::Reader,
 }
 
 impl SqliteStore {
     /// Opens the database at `path`, which exists and has a schema of this build's range; [`StoreError::Schema`]
     /// otherwise. [`StoreError::Config`] when another process has it open.
     pub(crate) fn open(path: &str, options: &OpenOptions) -> Result<Self> {
-        let store = Self { files: Files::open(path, options)? };
+        let files = Files::open(path, options)?;
+        let store = Self { files, foreign: Foreign::default(), reader: options.reader.clone() };
         let version = match store.schema_version() {
             Ok(version) => Some(version).filter(|version| !version.is_empty()),
             Err(StoreError::Schema(_)) => None,
             Err(error) => return Err(error),
         };
-        migrate::check(version.as_deref())?;
+        let needs = match &version {
+            Some(_) => store.files.read(Reader::Dispatch, |connection, _| cluster::needs_schema(connection))?,
+            None => String::new(),
+        };
+        migrate::check(version.as_deref(), &needs)?;
         // One process has the file, and this is it: the processes before it are gone, so nobody waits for their leases to end.
         store.files.write(|connection, _| {
             cluster::forget_members(connection)?;
@@ -101,7 +119,7 @@ impl Store for SqliteStore {
     }
 
     fn claim(&self, batch: &[Claim]) -> Result<Vec<Claimed>> {
-        self.files.write(|connection, now| claim::claim(connection, now, batch))
+        self.files.write(|connection, now| claim::claim(connection, now, &self.foreign, &self.reader, batch))
     }
 
     fn complete(&self, batch: &[Completion]) -> Result<Vec<Completed>> {
@@ -113,11 +131,11 @@ impl Store for SqliteStore {
     }
 
     fn heartbeat(&self, batch: &[Heartbeat]) -> Result<Vec<HeartbeatResult>> {
-        self.files.write(|connection, now| sessions::heartbeat(connection, now, batch))
+        self.files.write(|connection, now| sessions::heartbeat(connection, now, &self.foreign, batch))
     }
 
     fn held_rows(&self, leases: &[LeaseRef]) -> Result<Vec<HeldRow>> {
-        self.files.read(Reader::Dispatch, |connection, _| sessions::held_rows(connection, leases))
+        self.files.read(Reader::Dispatch, |connection, _| sessions::held_rows(connection, &self.foreign, leases))
     }
 
     fn open_session(&self, session: &NewSession) -> Result<SessionRow> {
@@ -125,7 +143,9 @@ impl Store for SqliteStore {
     }
 
     fn resume_session(&self, session: SessionId, generation: i64, replica: &str) -> Result<Resumed> {
-        self.files.write(|connection, now| sessions::resume_session(connection, now, session, generation, replica))
+        self.files.write(|connection, now| {
+            sessions::resume_session(connection, now, &self.foreign, session, generation, replica)
+        })
     }
 
     fn close_session(&self, session: SessionId, generation: Option<i64>) -> Result<bool> {
@@ -137,11 +157,11 @@ impl Store for SqliteStore {
     }
 
     fn orphans(&self, limit: i64) -> Result<Vec<HeldRow>> {
-        self.files.read(Reader::Dispatch, |connection, _| sessions::orphans(connection, limit))
+        self.files.read(Reader::Dispatch, |connection, _| sessions::orphans(connection, &self.foreign, limit))
     }
 
     fn held_by(&self, session: SessionId) -> Result<Vec<Dispatch>> {
-        self.files.read(Reader::Dispatch, |connection, _| sessions::held_by(connection, session))
+        self.files.read(Reader::Dispatch, |connection, _| sessions::held_by(connection, &self.foreign, session))
     }
 
     fn sessions(&self, limit: i64) -> Result<Vec<SessionRow>> {
@@ -164,25 +184,24 @@ impl Store for SqliteStore {
         up_to: Option<(Timestamp, TaskId)>,
         limit: i64,
     ) -> Result<LanePage> {
-        self.files.read(Reader::Dispatch, |connection, now| {
-            waiting::lane_page(connection, now, queue, lane, after, up_to, limit)
-        })
+        let part = Part { queue, lane, after, up_to, limit };
+        self.files.read(Reader::Dispatch, |connection, now| waiting::lane_page(connection, now, &self.foreign, &part))
     }
 
     fn wake(&self, limit: i64) -> Result<Vec<(String, Waiting)>> {
-        self.files.write(|connection, now| waiting::wake(connection, now, limit))
+        self.files.write(|connection, now| waiting::wake(connection, now, &self.foreign, limit))
     }
 
     fn expire(&self, limit: i64) -> Result<Vec<TaskId>> {
-        self.files.write(|connection, now| waiting::expire(connection, now, limit))
+        self.files.write(|connection, now| waiting::expire(connection, now, &self.foreign, limit))
     }
 
     fn task(&self, id: TaskId) -> Result<Option<TaskRow>> {
-        self.files.read(Reader::People, |connection, _| people::task(connection, id))
+        self.files.read(Reader::People, |connection, _| people::task(connection, &self.foreign, id))
     }
 
     fn tasks(&self, ids: &[TaskId]) -> Result<Vec<TaskRow>> {
-        self.files.read(Reader::People, |connection, _| people::tasks(connection, ids))
+        self.files.read(Reader::People, |connection, _| people::tasks(connection, &self.foreign, ids))
     }
 
     fn is_quarantined(&self, id: TaskId) -> Result<bool> {
@@ -198,19 +217,19 @@ impl Store for SqliteStore {
     }
 
     fn list(&self, filter: &ListFilter, below: Option<TaskId>, limit: i64) -> Result<ListPage> {
-        self.files.read(Reader::People, |connection, _| people::list(connection, filter, below, limit))
+        self.files.read(Reader::People, |connection, _| people::list(connection, &self.foreign, filter, below, limit))
     }
 
     fn position(&self, id: TaskId) -> Result<Option<i64>> {
-        self.files.read(Reader::People, |connection, _| people::position(connection, id))
+        self.files.read(Reader::People, |connection, _| people::position(connection, &self.foreign, id))
     }
 
     fn cancel(&self, id: TaskId, reason: &str, request: Option<Uuid>) -> Result<CancelResult> {
-        self.files.write(|connection, now| people::cancel(connection, now, id, reason, request))
+        self.files.write(|connection, now| people::cancel(connection, now, &self.foreign, id, reason, request))
     }
 
     fn retry(&self, id: TaskId, request: Option<Uuid>) -> Result<Idempotent<RetryResult>> {
-        self.files.write(|connection, now| people::retry(connection, now, id, request))
+        self.files.write(|connection, now| people::retry(connection, now, &self.foreign, id, request))
     }
 
     fn request(&self, key: Uuid) -> Result<Option<TaskId>> {
@@ -298,6 +317,52 @@ impl Store for SqliteStore {
 
     fn trim_attempts(&self, after: Option<TaskId>, limit: i64) -> Result<Option<TaskId>> {
         self.files.write(|connection, _| retention::trim_attempts(connection, after, limit))
+    }
+
+    fn foreign(&self) -> &Foreign {
+        &self.foreign
+    }
+
+    fn examine(&self, tasks: &[TaskId]) -> Result<Vec<Examined>> {
+        self.files.write(|connection, now| foreign::examine(connection, now, &self.reader, tasks))
+    }
+
+    fn inspect(&self, after: Option<TaskId>, limit: i64) -> Result<Inspected> {
+        self.files.read(Reader::People, |connection, _| foreign::inspect(connection, &self.reader, after, limit))
+    }
+
+    fn strays(&self, limit: i64) -> Result<Vec<TaskId>> {
+        self.files.read(Reader::Dispatch, |connection, _| foreign::strays(connection, limit))
+    }
+
+    fn quarantine(&self, filter: &QuarantineFilter, after: Option<TaskId>, limit: i64) -> Result<QuarantinePage> {
+        self.files
+            .read(Reader::People, |connection, _| quarantine::page(connection, &self.foreign, filter, after, limit))
+    }
+
+    fn reexamine(&self, after: Option<TaskId>, limit: i64) -> Result<Reexamined> {
+        self.files.write(|connection, now| quarantine::reexamine(connection, now, &self.reader, after, limit))
+    }
+
+    fn release(&self, tasks: &[TaskId], audit: &Audit) -> Result<Vec<Released>> {
+        self.files.write(|connection, now| quarantine::release(connection, now, &self.reader, tasks, audit))
+    }
+
+    fn repair(&self, task: TaskId, repair: &Repair, only_try: bool, audit: &Audit) -> Result<Repaired> {
+        self.files
+            .write(|connection, now| quarantine::repair(connection, now, &self.reader, task, repair, only_try, audit))
+    }
+
+    fn discard(&self, tasks: &[TaskId], reason: &str, audit: &Audit) -> Result<Vec<TaskId>> {
+        self.files.write(|connection, now| quarantine::discard(connection, now, tasks, reason, audit))
+    }
+
+    fn drift(&self) -> Result<Vec<Drift>> {
+        self.files.read(Reader::People, |connection, _| foreign::drift(connection))
+    }
+
+    fn activate(&self, format: i16, rollback_reads: i16, audit: &Audit) -> Result<Activated> {
+        self.files.write(|connection, now| cluster::activate(connection, now, format, rollback_reads, audit))
     }
 
     fn audit(&self, entry: &Audit) -> Result<()> {

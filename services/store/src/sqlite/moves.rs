@@ -1,5 +1,6 @@
 //! Moving a task between the live and the finished ones. Rows move inside the database, so that a row which this build
-//! cannot read whole still moves whole.
+//! cannot read whole still moves whole. Where a live row holds nothing although it should, the finished one gets a default:
+//! the end of an attempt is not lost to it.
 
 use diesel::prelude::*;
 use millrace_core::{id::TaskId, task::State};
@@ -35,10 +36,13 @@ pub(super) fn finish(
              output_tail, output_bytes, ended_at_us, started_at_us, id, tenant, queue, rank, executor, resource_class, \
              concurrency_key, exclusive, timeout_ms, attempt, token, session_id, unsupported, created_at_us, \
              expires_at_us, dispatched_at_us, trace_context, format, min_reader, spec) \
-         SELECT (? / (SELECT max(slice_us, 1) FROM cluster)) % 8, ?, ?, max(failures, coalesce(?, 0)), max(losses, coalesce(?, 0)), ?, ?, \
-             ?, ?, ?, ?, ?, coalesce(?, started_at_us), id, tenant, queue, rank, executor, resource_class, \
-             concurrency_key, exclusive, timeout_ms, attempt, token, session_id, unsupported, created_at_us, \
-             expires_at_us, dispatched_at_us, trace_context, format, min_reader, spec \
+         SELECT (? / (SELECT max(slice_us, 1) FROM cluster)) % 8, ?, ?, max(coalesce(failures, 0), coalesce(?, 0)), \
+             max(coalesce(losses, 0), coalesce(?, 0)), ?, ?, ?, ?, ?, ?, ?, coalesce(?, started_at_us), id, \
+             coalesce(tenant, ''), coalesce(queue, ''), coalesce(rank, 0), coalesce(executor, ''), \
+             coalesce(resource_class, ''), coalesce(concurrency_key, ''), coalesce(exclusive, 0), timeout_ms, \
+             coalesce(attempt, 0), token, session_id, coalesce(unsupported, 0), coalesce(created_at_us, 0), expires_at_us, \
+             dispatched_at_us, coalesce(trace_context, ''), coalesce(format, 1), coalesce(min_reader, 1), \
+             coalesce(spec, x'') \
          FROM tasks WHERE id = ?")
     .integer(now)
     .integer(now)

@@ -6,9 +6,9 @@ use millrace_core::id::MemberId;
 use super::{
     cluster::{plain, served},
     failure::Outcome,
+    reading::{all_rows, good_row},
     schema::{Key, queue_gates, queue_leases, queues},
     statement::sql,
-    values::{all_rows, good_row},
 };
 use crate::types::OwnerRow;
 

@@ -16,23 +16,23 @@ use super::{
     failure::Outcome,
     moves::{Ending, finish, revive},
     queues::takes_tasks,
+    reading::{all_rows, each_row, good_row, noted, one_row, task_row},
     rows,
     schema::{Key, attempts, finished_tasks, sessions, tasks},
     statement::sql,
-    values::{all_rows, each_row, good_row, one_row},
     waiting::{count_lane, each_lane, never_ran},
 };
 use crate::{
-    COUNT_BOUND, LIST_SCAN_BOUND,
+    COUNT_BOUND, Foreign, LIST_SCAN_BOUND,
     types::{AttemptRow, CancelResult, Idempotent, ListFilter, ListPage, RetryResult, TaskRow},
 };
 
-pub(super) fn task(connection: &mut SqliteConnection, id: TaskId) -> Outcome<Option<TaskRow>> {
+pub(super) fn task(connection: &mut SqliteConnection, foreign: &Foreign, id: TaskId) -> Outcome<Option<TaskRow>> {
     let live = tasks::table.filter(tasks::id.eq(Key(id.0))).select(rows::LIVE_TASK);
-    let mut found = one_row(connection, live, rows::live_task)?;
+    let mut found = task_row(connection, foreign, live, rows::live_task)?;
     if found.is_none() {
         let finished = finished_tasks::table.filter(finished_tasks::id.eq(Key(id.0))).select(rows::FINISHED_TASK);
-        found = one_row(connection, finished, rows::finished_task)?;
+        found = task_row(connection, foreign, finished, rows::finished_task)?;
     }
     if let Some(task) = &mut found
         && let Some(session) = task.session
@@ -49,17 +49,17 @@ fn names(connection: &mut SqliteConnection, session: SessionId) -> Outcome<Optio
     Ok(good_row(connection, query, |row| Ok((row.text("name")?, row.text("replica")?)))?)
 }
 
-pub(super) fn tasks(connection: &mut SqliteConnection, ids: &[TaskId]) -> Outcome<Vec<TaskRow>> {
+pub(super) fn tasks(connection: &mut SqliteConnection, foreign: &Foreign, ids: &[TaskId]) -> Outcome<Vec<TaskRow>> {
     let mut found = Vec::with_capacity(ids.len());
     for &id in ids {
-        found.extend(good_task(connection, id)?);
+        found.extend(good_task(connection, foreign, id)?);
     }
     Ok(found)
 }
 
 /// The task, unless its row cannot be read.
-fn good_task(connection: &mut SqliteConnection, id: TaskId) -> Outcome<Option<TaskRow>> {
-    match task(connection, id) {
+fn good_task(connection: &mut SqliteConnection, foreign: &Foreign, id: TaskId) -> Outcome<Option<TaskRow>> {
+    match task(connection, foreign, id) {
         Err(super::failure::Failure::Row(bad)) => {
             tracing::debug!(task = %id, error = %bad, "a row that cannot be read was left out");
             Ok(None)
@@ -88,14 +88,9 @@ pub(super) const LIST: &str = "SELECT id, tenant, queue, state FROM tasks WHERE 
      UNION ALL SELECT id, tenant, queue, state FROM finished_tasks WHERE id < ? \
      ORDER BY 1 DESC LIMIT ?";
 
-/// The columns that a list's filter looks at; the whole row is read only where they match.
-struct Listed {
-    id: TaskId,
-    matches: bool,
-}
-
 pub(super) fn list(
     connection: &mut SqliteConnection,
+    foreign: &Foreign,
     filter: &ListFilter,
     below: Option<TaskId>,
     limit: i64,
@@ -111,20 +106,17 @@ pub(super) fn list(
             return false;
         }
         looked_at += 1;
-        let listed = row.task_id("id").map(|id| Listed {
-            id,
-            matches: matches!(
-                (row.text("tenant"), row.text("queue"), row.state("state")),
-                (Ok(tenant), Ok(queue), Ok(state)) if takes(filter, &tenant, &queue, state)
-            ),
+        // One that cannot be read matches nothing, and the next page starts below it all the same.
+        last = row.peek_task_id().or(last);
+        let listed = noted(foreign, row, |row| {
+            let (id, tenant, queue) = (row.task_id("id")?, row.text("tenant")?, row.text("queue")?);
+            let state = row.state("state")?;
+            Ok(Some(id).filter(|_| takes(filter, &tenant, &queue, state)))
         });
-        if let Ok(listed) = listed {
-            last = Some(listed.id);
-            ids.extend(listed.matches.then_some(listed.id));
-        }
+        ids.extend(listed.ok().flatten());
         true
     })?;
-    Ok(ListPage { rows: tasks(connection, &ids)?, next: last.filter(|_| more) })
+    Ok(ListPage { rows: tasks(connection, foreign, &ids)?, next: last.filter(|_| more) })
 }
 
 fn takes(filter: &ListFilter, tenant: &str, queue: &str, state: State) -> bool {
@@ -133,13 +125,15 @@ fn takes(filter: &ListFilter, tenant: &str, queue: &str, state: State) -> bool {
         && (filter.states.is_empty() || filter.states.contains(&state))
 }
 
-pub(super) fn position(connection: &mut SqliteConnection, id: TaskId) -> Outcome<Option<i64>> {
+pub(super) fn position(connection: &mut SqliteConnection, foreign: &Foreign, id: TaskId) -> Outcome<Option<i64>> {
     let query = tasks::table.filter(tasks::id.eq(Key(id.0)).and(tasks::ready_at_us.is_not_null())).select((
+        tasks::id,
         tasks::queue,
         tasks::rank,
         tasks::ready_at_us,
     ));
-    let found = one_row(connection, query, |row| {
+    let found = task_row(connection, foreign, query, |row| {
+        row.task_id("id")?;
         Ok((row.text("queue")?, row.narrow::<i32>("rank")?, row.integer("ready_at_us")?))
     })?;
     let Some((queue, rank, ready_at_us)) = found else { return Ok(None) };
@@ -159,11 +153,12 @@ pub(super) fn position(connection: &mut SqliteConnection, id: TaskId) -> Outcome
 pub(super) fn cancel(
     connection: &mut SqliteConnection,
     now: i64,
+    foreign: &Foreign,
     id: TaskId,
     reason: &str,
     request: Option<Uuid>,
 ) -> Outcome<CancelResult> {
-    let Some(before) = task(connection, id)? else { return Ok(CancelResult::NotFound) };
+    let Some(before) = task(connection, foreign, id)? else { return Ok(CancelResult::NotFound) };
     if repeated(connection, request)? {
         return Ok(CancelResult::Done(Box::new(before)));
     }
@@ -179,28 +174,30 @@ pub(super) fn cancel(
             .execute(connection)?;
     }
     remember(connection, now, request, Some(id))?;
-    Ok(task(connection, id)?.map_or(CancelResult::NotFound, |after| CancelResult::Done(Box::new(after))))
+    Ok(task(connection, foreign, id)?.map_or(CancelResult::NotFound, |after| CancelResult::Done(Box::new(after))))
 }
 
 pub(super) fn retry(
     connection: &mut SqliteConnection,
     now: i64,
+    foreign: &Foreign,
     id: TaskId,
     request: Option<Uuid>,
 ) -> Outcome<Idempotent<RetryResult>> {
     let repeated = repeated(connection, request)?;
-    let value = retry_once(connection, now, id, request, repeated)?;
+    let value = retry_once(connection, now, foreign, id, request, repeated)?;
     Ok(Idempotent { value, repeated })
 }
 
 fn retry_once(
     connection: &mut SqliteConnection,
     now: i64,
+    foreign: &Foreign,
     id: TaskId,
     request: Option<Uuid>,
     repeated: bool,
 ) -> Outcome<RetryResult> {
-    let Some(before) = task(connection, id)? else { return Ok(RetryResult::NotFound) };
+    let Some(before) = task(connection, foreign, id)? else { return Ok(RetryResult::NotFound) };
     if repeated {
         return Ok(RetryResult::Done(Box::new(before)));
     }
@@ -212,5 +209,5 @@ fn retry_once(
     }
     revive(connection, now, id)?;
     remember(connection, now, request, Some(id))?;
-    Ok(task(connection, id)?.map_or(RetryResult::NotFound, |after| RetryResult::Done(Box::new(after))))
+    Ok(task(connection, foreign, id)?.map_or(RetryResult::NotFound, |after| RetryResult::Done(Box::new(after))))
 }

@@ -6,10 +6,10 @@ use uuid::Uuid;
 use super::{
     cluster::{audit, plain, raise_route_version, remember, repeated},
     failure::Outcome,
+    reading::{all_rows, good_row, one_row},
     rows,
     schema::{queue_gates, queue_leases, queues, routes},
     statement::sql,
-    values::{all_rows, good_row, one_row},
 };
 use crate::types::{Audit, DeleteMode, DeleteResult, QueueChange, QueueRow};
 

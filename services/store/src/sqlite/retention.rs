@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::{
     failure::Outcome,
-    schema::{Key, attempts, cluster, requests},
+    reading::{all_rows, good_rows, one_row},
+    schema::{attempts, cluster, requests},
     statement::sql,
-    values::{all_rows, good_rows, one_row},
 };
 
 /// How many rows of a slot go in one transaction, so that nobody waits long for the connection that writes.
@@ -65,7 +65,11 @@ pub(super) fn trim_requests(
     let read = good_rows(connection, query, limit, |row| Ok((row.uuid("key")?, row.integer("created_at_us")?)))?;
     for &(key, created_at_us) in &read.rows {
         if created_at_us < before {
-            diesel::delete(requests::table.filter(requests::key.eq(Key(key)))).execute(connection)?;
+            // That of a task which is set aside stays: the task was stored, and has not had its end yet.
+            sql("DELETE FROM requests WHERE key = ? \
+                     AND NOT EXISTS (SELECT 1 FROM quarantine WHERE quarantine.task_id = requests.task_id)")
+            .uuid(&key)
+            .execute(connection)?;
         }
     }
     Ok(read.rows.last().map(|(key, _)| *key).filter(|_| !read.exhausted))
@@ -86,7 +90,8 @@ pub(super) fn trim_attempts(
     for id in read.rows.iter().copied().collect::<BTreeSet<_>>() {
         sql("DELETE FROM attempts WHERE task_id = ? \
                  AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.id = task_id) \
-                 AND NOT EXISTS (SELECT 1 FROM finished_tasks WHERE finished_tasks.id = task_id)")
+                 AND NOT EXISTS (SELECT 1 FROM finished_tasks WHERE finished_tasks.id = task_id) \
+                 AND NOT EXISTS (SELECT 1 FROM quarantine WHERE quarantine.task_id = attempts.task_id)")
         .uuid(&id.0)
         .execute(connection)?;
     }

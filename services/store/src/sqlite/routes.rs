@@ -8,8 +8,9 @@ use super::{
     cluster::{cluster, plain, raise_route_version, remember, repeated},
     failure::Outcome,
     queues::{queues, takes_tasks},
+    reading::all_rows,
     schema::routes,
-    values::{all_rows, map_json},
+    values::map_json,
 };
 use crate::types::{RouteResult, Routing};
 

@@ -7,7 +7,7 @@ use super::{
     values::{BadColumn, Columns},
 };
 use crate::types::{
-    AttemptRow, Dispatch, Envelope, HeldRow, NewSession, Outcome, PauseRow, QueueRow, SessionRow, TaskRow, Waiting,
+    AttemptRow, Dispatch, Envelope, HeldRow, NewSession, Outcome, PauseRow, QueueRow, SessionRow, TaskRow,
 };
 
 type Decoded<T> = Result<T, BadColumn>;
@@ -33,6 +33,7 @@ pub(super) fn live_task(row: &mut Columns) -> Decoded<TaskRow> {
     let mut task = task(row)?;
     task.ready_at_us = row.optional_integer("ready_at_us")?;
     task.wake_at_us = row.optional_integer("wake_at_us")?;
+    task.ignored = row.ignored().to_vec();
     Ok(task)
 }
 
@@ -51,6 +52,7 @@ pub(super) fn finished_task(row: &mut Columns) -> Decoded<TaskRow> {
     let mut task = task(row)?;
     task.finished_at_us = Some(row.integer("finished_at_us")?);
     task.outcome = Some(Outcome { started_at_us: task.started_at_us, ..outcome(row)? });
+    task.ignored = row.ignored().to_vec();
     Ok(task)
 }
 
@@ -61,13 +63,13 @@ fn task(row: &mut Columns) -> Decoded<TaskRow> {
             tenant: row.text("tenant")?,
             queue: row.text("queue")?,
             rank: row.narrow("rank")?,
-            executor: row.text("executor")?,
-            resource_class: row.text("resource_class")?,
+            executor: row.spare(|row| row.text("executor")),
+            resource_class: row.spare(|row| row.text("resource_class")),
             concurrency_key: row.text("concurrency_key")?,
-            exclusive: row.boolean("exclusive")?,
-            timeout_ms: row.optional_integer("timeout_ms")?,
-            trace_context: row.text("trace_context")?,
-            format: row.narrow("format")?,
+            exclusive: row.spare(|row| row.boolean("exclusive")),
+            timeout_ms: row.spare(|row| row.optional_integer("timeout_ms")),
+            trace_context: row.spare(|row| row.text("trace_context")),
+            format: row.spare(|row| row.narrow("format")),
             min_reader: row.narrow("min_reader")?,
         },
         spec: row.blob("spec")?,
@@ -77,16 +79,17 @@ fn task(row: &mut Columns) -> Decoded<TaskRow> {
         session: row.optional_session_id("session_id")?,
         orchestrator: String::new(),
         replica: String::new(),
-        failures: row.narrow("failures")?,
-        losses: row.narrow("losses")?,
-        created_at_us: row.integer("created_at_us")?,
-        expires_at_us: row.optional_integer("expires_at_us")?,
-        dispatched_at_us: row.optional_integer("dispatched_at_us")?,
-        started_at_us: row.optional_integer("started_at_us")?,
+        failures: row.spare(|row| row.narrow("failures")),
+        losses: row.spare(|row| row.narrow("losses")),
+        created_at_us: row.spare(|row| row.integer("created_at_us")),
+        expires_at_us: row.spare(|row| row.optional_integer("expires_at_us")),
+        dispatched_at_us: row.spare(|row| row.optional_integer("dispatched_at_us")),
+        started_at_us: row.spare(|row| row.optional_integer("started_at_us")),
         ready_at_us: None,
         wake_at_us: None,
         finished_at_us: None,
         outcome: None,
+        ignored: Vec::new(),
     })
 }
 
@@ -94,12 +97,12 @@ fn task(row: &mut Columns) -> Decoded<TaskRow> {
 fn outcome(row: &mut Columns) -> Decoded<Outcome> {
     Ok(Outcome {
         kind: row.outcome_kind("outcome")?,
-        exit_code: row.optional_narrow("exit_code")?,
-        signal: row.optional_narrow("signal")?,
-        message: row.text("message")?,
-        output_tail: row.blob("output_tail")?,
-        output_bytes: row.integer("output_bytes")?,
-        ended_at_us: row.optional_integer("ended_at_us")?,
+        exit_code: row.spare(|row| row.optional_narrow("exit_code")),
+        signal: row.spare(|row| row.optional_narrow("signal")),
+        message: row.spare(|row| row.text("message")),
+        output_tail: row.spare(|row| row.blob("output_tail")),
+        output_bytes: row.spare(|row| row.integer("output_bytes")),
+        ended_at_us: row.spare(|row| row.optional_integer("ended_at_us")),
         started_at_us: None,
     })
 }
@@ -116,12 +119,12 @@ columns! {
 pub(super) fn attempt(row: &mut Columns) -> Decoded<AttemptRow> {
     Ok(AttemptRow {
         attempt: row.narrow("attempt")?,
-        orchestrator: row.text("orchestrator")?,
-        dispatched_at_us: row.optional_integer("dispatched_at_us")?,
-        recorded_at_us: row.integer("recorded_at_us")?,
+        orchestrator: row.spare(|row| row.text("orchestrator")),
+        dispatched_at_us: row.spare(|row| row.optional_integer("dispatched_at_us")),
+        recorded_at_us: row.spare(|row| row.integer("recorded_at_us")),
         outcome: {
             let outcome = outcome(row)?;
-            Outcome { started_at_us: row.optional_integer("started_at_us")?, ..outcome }
+            Outcome { started_at_us: row.spare(|row| row.optional_integer("started_at_us")), ..outcome }
         },
     })
 }
@@ -129,21 +132,24 @@ pub(super) fn attempt(row: &mut Columns) -> Decoded<AttemptRow> {
 columns! {
     /// For [`dispatch`].
     DISPATCH: tasks {
-        id, attempt, token, queue, spec, timeout_ms, trace_context, dispatched_at_us, state,
+        id, attempt, token, queue, spec, timeout_ms, trace_context, dispatched_at_us, state, concurrency_key,
     }
 }
 
 /// A held task as its orchestrator needs it.
 pub(super) fn dispatch(row: &mut Columns) -> Decoded<Dispatch> {
-    Ok(Dispatch {
+    let dispatch = Dispatch {
         lease: lease(row)?,
         queue: row.text("queue")?,
         spec: row.blob("spec")?,
-        timeout_ms: row.optional_integer("timeout_ms")?,
-        trace_context: row.text("trace_context")?,
-        dispatched_at_us: row.integer("dispatched_at_us")?,
+        timeout_ms: row.spare(|row| row.optional_integer("timeout_ms")),
+        trace_context: row.spare(|row| row.text("trace_context")),
+        dispatched_at_us: row.spare(|row| row.integer("dispatched_at_us")),
         state: row.state("state")?,
-    })
+    };
+    // Whoever runs it without its key may run it beside another of the same key.
+    row.text("concurrency_key")?;
+    Ok(dispatch)
 }
 
 columns! {
@@ -174,23 +180,11 @@ pub(super) fn held(row: &mut Columns) -> Decoded<HeldRow> {
         tenant: row.text("tenant")?,
         rank: row.narrow("rank")?,
         min_reader: row.narrow("min_reader")?,
-        expires_at_us: row.optional_integer("expires_at_us")?,
+        expires_at_us: row.spare(|row| row.optional_integer("expires_at_us")),
         spec: row.blob("spec")?,
-        failures: row.narrow("failures")?,
-        losses: row.narrow("losses")?,
-        unsupported: row.narrow("unsupported")?,
-    })
-}
-
-/// A waiting task as the matcher needs it, from [`super::waiting`]'s pages.
-pub(super) fn waiting(row: &mut Columns) -> Decoded<Waiting> {
-    Ok(Waiting {
-        id: row.task_id("id")?,
-        tenant: row.text("tenant")?,
-        rank: row.narrow("rank")?,
-        ready_at_us: row.integer("ready_at_us")?,
-        expires_at_us: row.optional_integer("expires_at_us")?,
-        min_reader: row.narrow("min_reader")?,
+        failures: row.spare(|row| row.narrow("failures")),
+        losses: row.spare(|row| row.narrow("losses")),
+        unsupported: row.spare(|row| row.narrow("unsupported")),
     })
 }
 

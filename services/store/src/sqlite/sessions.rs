@@ -13,13 +13,14 @@ use millrace_core::{
 use super::{
     cluster::{plain, served},
     failure::Outcome,
+    reading::{good_rows, one_row, task_rows},
     rows,
     schema::{Key, SESSION_LIVE, SESSION_OVER, sessions, tasks},
     statement::sql,
-    values::{all_rows, good_row, good_rows, list_json, map_json, one_row},
+    values::{list_json, map_json},
 };
 use crate::{
-    StoreError,
+    Foreign, StoreError,
     types::{Dispatch, Heartbeat, HeartbeatResult, HeldRow, NewSession, Resumed, SessionRow},
 };
 
@@ -66,6 +67,7 @@ fn session(connection: &mut SqliteConnection, id: SessionId) -> Outcome<Option<S
 pub(super) fn resume_session(
     connection: &mut SqliteConnection,
     now: i64,
+    foreign: &Foreign,
     id: SessionId,
     generation: i64,
     replica: &str,
@@ -89,7 +91,7 @@ pub(super) fn resume_session(
         return Ok(Resumed::Gone);
     }
     match session(connection, id)? {
-        Some(session) => Ok(Resumed::Yes { session, held: held_by(connection, id)? }),
+        Some(session) => Ok(Resumed::Yes { session, held: held_by(connection, foreign, id)? }),
         None => Ok(Resumed::Gone),
     }
 }
@@ -130,6 +132,7 @@ pub(super) fn reap_sessions(connection: &mut SqliteConnection, now: i64, limit: 
 pub(super) fn heartbeat(
     connection: &mut SqliteConnection,
     now: i64,
+    foreign: &Foreign,
     batch: &[Heartbeat],
 ) -> Outcome<Vec<HeartbeatResult>> {
     let served_ms = served(connection)?.served_ms;
@@ -147,7 +150,7 @@ pub(super) fn heartbeat(
             for &(lease, started_at_us) in &beat.accepted {
                 accept(connection, beat.session, lease, started_at_us)?;
             }
-            Ok(HeartbeatResult { renewed: true, cancelling: cancelling(connection, beat.session)? })
+            Ok(HeartbeatResult { renewed: true, cancelling: cancelling(connection, foreign, beat.session)? })
         })
         .collect()
 }
@@ -169,20 +172,28 @@ fn accept(
     Ok(())
 }
 
-fn cancelling(connection: &mut SqliteConnection, session: SessionId) -> Outcome<Vec<LeaseRef>> {
+fn cancelling(connection: &mut SqliteConnection, foreign: &Foreign, session: SessionId) -> Outcome<Vec<LeaseRef>> {
     let query = tasks::table
         .filter(tasks::session_id.eq(Key(session.0)).and(tasks::state.eq(State::Cancelling as i16)))
         .order(tasks::id)
         .select(rows::LEASE);
-    Ok(all_rows(connection, query, rows::lease)?)
+    Ok(task_rows(connection, foreign, query, i64::MAX, rows::lease)?.rows)
 }
 
-pub(super) fn held_by(connection: &mut SqliteConnection, session: SessionId) -> Outcome<Vec<Dispatch>> {
+pub(super) fn held_by(
+    connection: &mut SqliteConnection,
+    foreign: &Foreign,
+    session: SessionId,
+) -> Outcome<Vec<Dispatch>> {
     let query = tasks::table.filter(tasks::session_id.eq(Key(session.0))).order(tasks::id).select(rows::DISPATCH);
-    Ok(all_rows(connection, query, rows::dispatch)?)
+    Ok(task_rows(connection, foreign, query, i64::MAX, rows::dispatch)?.rows)
 }
 
-pub(super) fn held_rows(connection: &mut SqliteConnection, leases: &[LeaseRef]) -> Outcome<Vec<HeldRow>> {
+pub(super) fn held_rows(
+    connection: &mut SqliteConnection,
+    foreign: &Foreign,
+    leases: &[LeaseRef],
+) -> Outcome<Vec<HeldRow>> {
     let mut held = Vec::with_capacity(leases.len());
     for lease in leases {
         let query = tasks::table
@@ -194,12 +205,12 @@ pub(super) fn held_rows(connection: &mut SqliteConnection, leases: &[LeaseRef]) 
                     .and(tasks::session_id.is_not_null()),
             )
             .select(rows::HELD);
-        held.extend(good_row(connection, query, rows::held)?);
+        held.extend(task_rows(connection, foreign, query, 1, rows::held)?.rows);
     }
     Ok(held)
 }
 
-pub(super) fn orphans(connection: &mut SqliteConnection, limit: i64) -> Outcome<Vec<HeldRow>> {
+pub(super) fn orphans(connection: &mut SqliteConnection, foreign: &Foreign, limit: i64) -> Outcome<Vec<HeldRow>> {
     // A session that is not there at all is over, too.
     let query =
         sql("SELECT id, attempt, token, state, session_id, queue, tenant, rank, min_reader, expires_at_us, spec, \
@@ -208,7 +219,7 @@ pub(super) fn orphans(connection: &mut SqliteConnection, limit: i64) -> Outcome<
                      WHERE session_id IS NOT NULL \
                          AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.id = session_id AND sessions.state = ?)")
         .integer(i64::from(SESSION_LIVE));
-    Ok(good_rows(connection, query, limit, rows::held)?.rows)
+    Ok(task_rows(connection, foreign, query, limit, rows::held)?.rows)
 }
 
 pub(super) fn sessions(connection: &mut SqliteConnection, limit: i64) -> Outcome<Vec<SessionRow>> {

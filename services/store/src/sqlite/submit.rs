@@ -9,9 +9,9 @@ use super::{
     cluster::{cluster, plain, remember, request},
     failure::{Failure, Outcome},
     queues::takes_tasks,
+    reading::one_row,
     schema::{Key, tasks},
     statement::sql,
-    values::one_row,
 };
 use crate::{
     StoreError,

@@ -1,28 +1,21 @@
 //! Rows read column by column.
 //!
 //! A column of SQLite may hold a value of any type, and SQLite turns what it holds into what is asked for: a word in a
-//! column of numbers reads as 0. So every value is asked for its own type first, and a row with a wrong one is an error
-//! of that row alone.
+//! column of numbers reads as 0. So every value is asked for its own type first. What means the same is read all the same, as
+//! [`millrace_core::foreign`] reads it; what does not is an error of that row alone.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use diesel::{
-    connection::{DefaultLoadingMode, LoadConnection},
-    expression::QueryMetadata,
-    query_builder::{AsQuery, QueryFragment, QueryId},
-    result::QueryResult,
-    row::{Field, Row},
-    sqlite::{Sqlite, SqliteConnection, SqliteType, SqliteValue},
-};
+use diesel::sqlite::{SqliteType, SqliteValue};
 use millrace_core::{
+    READER_RANGE,
+    foreign::{Defect, Value},
     id::{MemberId, SessionId, TaskId},
     lease::Token,
     retry::OutcomeKind,
     task::State,
 };
 use uuid::Uuid;
-
-use super::failure::Outcome;
 
 /// A value that is not what its column is for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,22 +27,40 @@ pub(super) struct BadColumn {
     pub(super) expected: &'static str,
     /// What is there.
     pub(super) found: String,
+    /// A later release may know what it means.
+    pub(super) later: bool,
+}
+
+impl BadColumn {
+    fn new(column: &'static str, expected: &'static str, found: &Cell) -> Self {
+        Self { column, expected, found: found.describe(), later: false }
+    }
+
+    /// A number to which a later release may have given a meaning.
+    pub(super) fn later(column: &'static str, expected: &'static str, number: i16) -> Self {
+        Self { later: true, ..Self::new(column, expected, &Cell::Integer(number.into())) }
+    }
+
+    /// The same as callers of the store know it.
+    pub(super) fn defect(&self) -> Defect {
+        Defect::new(self.column, format!("holds {}, not {}", self.found, self.expected))
+    }
 }
 
 /// A value as SQLite keeps it.
-#[derive(Debug)]
-enum Cell {
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Cell {
     Null,
     Integer(i64),
     Real(f64),
     Text(String),
     /// Text that is not UTF-8.
-    BadText,
+    BadText(Vec<u8>),
     Blob(Vec<u8>),
 }
 
 impl Cell {
-    fn read(value: Option<SqliteValue<'_, '_, '_>>) -> Self {
+    pub(super) fn read(value: Option<SqliteValue<'_, '_, '_>>) -> Self {
         let Some(mut value) = value else { return Cell::Null };
         match value.value_type() {
             None => Cell::Null,
@@ -66,8 +77,19 @@ impl Cell {
             Cell::Integer(number) => format!("the integer {number}"),
             Cell::Real(number) => format!("the number {number}"),
             Cell::Text(text) => format!("text of {} bytes", text.len()),
-            Cell::BadText => "text that is not UTF-8".into(),
+            Cell::BadText(_) => "text that is not UTF-8".into(),
             Cell::Blob(bytes) => format!("a blob of {} bytes", bytes.len()),
+        }
+    }
+
+    /// The same as every database's values are judged.
+    pub(super) fn value(&self) -> Value {
+        match self {
+            Cell::Null => Value::Null,
+            Cell::Integer(number) => Value::Integer(*number),
+            Cell::Real(number) => Value::Real(*number),
+            Cell::Text(text) => Value::Text(text.clone()),
+            Cell::BadText(bytes) | Cell::Blob(bytes) => Value::Bytes(bytes.clone()),
         }
     }
 }
@@ -78,26 +100,60 @@ fn text(mut value: SqliteValue<'_, '_, '_>) -> Cell {
     if !text.contains(char::REPLACEMENT_CHARACTER) {
         return Cell::Text(text.to_owned());
     }
-    String::from_utf8(value.read_blob().to_vec()).map_or(Cell::BadText, Cell::Text)
+    String::from_utf8(value.read_blob().to_vec()).map_or_else(|bad| Cell::BadText(bad.into_bytes()), Cell::Text)
 }
 
 /// The values of a row, taken in the order of its select clause. The names are for the errors.
 #[derive(Debug, Default)]
 pub(super) struct Columns {
     cells: VecDeque<Cell>,
+    ignored: Vec<Defect>,
 }
 
 impl Columns {
-    fn next(&mut self) -> Cell {
+    /// Takes the next row.
+    pub(super) fn set(&mut self, cells: impl Iterator<Item = Cell>) {
+        self.cells.clear();
+        self.cells.extend(cells);
+        self.ignored.clear();
+    }
+
+    /// The task's id, when that is the next column.
+    pub(super) fn peek_task_id(&self) -> Option<TaskId> {
+        match self.cells.front() {
+            Some(Cell::Blob(bytes)) => Uuid::from_slice(bytes).ok().map(TaskId),
+            _ => None,
+        }
+    }
+
+    /// A column without which the row is as good: when it cannot be read that is noted, and its default stands for it.
+    pub(super) fn spare<T: Default>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, BadColumn>) -> T {
+        read(self).unwrap_or_else(|bad| {
+            self.ignored.push(bad.defect());
+            T::default()
+        })
+    }
+
+    /// What has been read without until now.
+    pub(super) fn ignored(&self) -> &[Defect] {
+        &self.ignored
+    }
+
+    /// The next value as it is.
+    pub(super) fn next(&mut self) -> Cell {
         self.cells.pop_front().unwrap_or(Cell::Null)
     }
 
     pub(super) fn optional_integer(&mut self, column: &'static str) -> Result<Option<i64>, BadColumn> {
-        match self.next() {
-            Cell::Integer(number) => Ok(Some(number)),
-            Cell::Null => Ok(None),
-            other => Err(BadColumn { column, expected: "an integer", found: other.describe() }),
-        }
+        let cell = self.next();
+        let number = match &cell {
+            Cell::Null => return Ok(None),
+            Cell::Integer(number) => Some(*number),
+            Cell::Text(text) => text.trim().parse().ok(),
+            Cell::Real(number) if number.fract() == 0.0 && number.abs() < 9e15 => Some(*number as i64),
+            _ => None,
+        };
+        number.map(Some).ok_or_else(|| BadColumn::new(column, "an integer", &cell))
     }
 
     pub(super) fn integer(&mut self, column: &'static str) -> Result<i64, BadColumn> {
@@ -115,18 +171,22 @@ impl Columns {
     }
 
     pub(super) fn boolean(&mut self, column: &'static str) -> Result<bool, BadColumn> {
-        match self.integer(column)? {
-            0 => Ok(false),
-            1 => Ok(true),
-            other => Err(BadColumn { column, expected: "0 or 1", found: Cell::Integer(other).describe() }),
+        let cell = self.next();
+        match &cell {
+            Cell::Integer(0) => Ok(false),
+            Cell::Integer(1) => Ok(true),
+            Cell::Text(text) if matches!(text.as_str(), "true" | "t") => Ok(true),
+            Cell::Text(text) if matches!(text.as_str(), "false" | "f") => Ok(false),
+            _ => Err(BadColumn::new(column, "0 or 1", &cell)),
         }
     }
 
     pub(super) fn optional_text(&mut self, column: &'static str) -> Result<Option<String>, BadColumn> {
         match self.next() {
             Cell::Text(text) => Ok(Some(text)),
+            Cell::Integer(number) => Ok(Some(number.to_string())),
             Cell::Null => Ok(None),
-            other => Err(BadColumn { column, expected: "text", found: other.describe() }),
+            other => Err(BadColumn::new(column, "text", &other)),
         }
     }
 
@@ -136,9 +196,9 @@ impl Columns {
 
     pub(super) fn optional_blob(&mut self, column: &'static str) -> Result<Option<Vec<u8>>, BadColumn> {
         match self.next() {
-            Cell::Blob(bytes) => Ok(Some(bytes)),
+            Cell::Blob(bytes) | Cell::BadText(bytes) => Ok(Some(bytes)),
             Cell::Null => Ok(None),
-            other => Err(BadColumn { column, expected: "a blob", found: other.describe() }),
+            other => Err(BadColumn::new(column, "a blob", &other)),
         }
     }
 
@@ -147,20 +207,26 @@ impl Columns {
     }
 
     pub(super) fn optional_uuid(&mut self, column: &'static str) -> Result<Option<Uuid>, BadColumn> {
-        let Some(bytes) = self.optional_blob(column)? else { return Ok(None) };
-        Uuid::from_slice(&bytes).map(Some).map_err(|_| BadColumn {
-            column,
-            expected: "the 16 bytes of a UUID",
-            found: Cell::Blob(bytes).describe(),
-        })
+        let cell = self.next();
+        let id = match &cell {
+            Cell::Null => return Ok(None),
+            Cell::Blob(bytes) | Cell::BadText(bytes) => Uuid::from_slice(bytes).ok(),
+            Cell::Text(text) => Uuid::try_parse(text).ok(),
+            _ => None,
+        };
+        id.map(Some).ok_or_else(|| BadColumn::new(column, "a UUID", &cell))
     }
 
     pub(super) fn uuid(&mut self, column: &'static str) -> Result<Uuid, BadColumn> {
-        present(column, "the 16 bytes of a UUID", self.optional_uuid(column)?)
+        present(column, "a UUID", self.optional_uuid(column)?)
     }
 
+    /// The id by which a row is found again: only as its 16 bytes, because nothing else finds it.
     pub(super) fn task_id(&mut self, column: &'static str) -> Result<TaskId, BadColumn> {
-        self.uuid(column).map(TaskId)
+        match (self.peek_task_id(), self.next()) {
+            (Some(id), _) => Ok(id),
+            (None, other) => Err(BadColumn::new(column, "the 16 bytes of a UUID", &other)),
+        }
     }
 
     pub(super) fn session_id(&mut self, column: &'static str) -> Result<SessionId, BadColumn> {
@@ -195,24 +261,38 @@ impl Columns {
         serde_json::from_str(&text).map_err(|_| not_json(column, "a JSON object of texts", &text))
     }
 
-    /// A state that this build knows; another is an error, never a default.
+    /// A state that this build knows. Another is of a later release, never a default.
     pub(super) fn state(&mut self, column: &'static str) -> Result<State, BadColumn> {
-        let number: i16 = self.narrow(column)?;
-        State::try_from(number).map_err(|_| BadColumn {
-            column,
-            expected: "a state that this build knows",
-            found: Cell::Integer(number.into()).describe(),
+        let number: i32 = self.narrow(column)?;
+        let known = i16::try_from(number).ok().and_then(|number| State::try_from(number).ok());
+        known.ok_or_else(|| BadColumn {
+            later: true,
+            ..BadColumn::new(column, "a state that this build knows", &Cell::Integer(number.into()))
         })
+    }
+
+    /// A state that is one of these.
+    pub(super) fn state_of(&mut self, states: &[State], column: &'static str) -> Result<State, BadColumn> {
+        let state = self.state(column)?;
+        let expected = "a state in which such a row is";
+        match states.contains(&state) {
+            true => Ok(state),
+            false => Err(BadColumn::new(column, expected, &Cell::Integer((state as i16).into()))),
+        }
+    }
+
+    /// The oldest reader that may act on a row, when this build is one.
+    pub(super) fn own_reader(&mut self, column: &'static str) -> Result<i16, BadColumn> {
+        match self.narrow(column)? {
+            reader if reader > READER_RANGE.1 => Err(BadColumn::later(column, "a reader of this build's", reader)),
+            reader => Ok(reader),
+        }
     }
 
     /// A kind of outcome that this build knows.
     pub(super) fn outcome_kind(&mut self, column: &'static str) -> Result<OutcomeKind, BadColumn> {
         let number: i16 = self.narrow(column)?;
-        OutcomeKind::try_from(number).map_err(|_| BadColumn {
-            column,
-            expected: "an outcome that this build knows",
-            found: Cell::Integer(number.into()).describe(),
-        })
+        OutcomeKind::try_from(number).map_err(|_| BadColumn::later(column, "an outcome that this build knows", number))
     }
 }
 
@@ -227,131 +307,49 @@ pub(super) fn map_json(map: &BTreeMap<String, String>) -> String {
 }
 
 fn not_json(column: &'static str, expected: &'static str, text: &str) -> BadColumn {
-    BadColumn { column, expected, found: format!("text of {} bytes", text.len()) }
+    BadColumn { column, expected, found: format!("text of {} bytes", text.len()), later: false }
 }
 
 fn present<T>(column: &'static str, expected: &'static str, value: Option<T>) -> Result<T, BadColumn> {
-    value.ok_or_else(|| BadColumn { column, expected, found: Cell::Null.describe() })
+    value.ok_or_else(|| BadColumn::new(column, expected, &Cell::Null))
 }
 
 fn narrowed<T: TryFrom<i64>>(column: &'static str, number: i64) -> Result<T, BadColumn> {
-    T::try_from(number).map_err(|_| BadColumn {
-        column,
-        expected: "an integer of its range",
-        found: Cell::Integer(number).describe(),
-    })
+    T::try_from(number).map_err(|_| BadColumn::new(column, "an integer of its range", &Cell::Integer(number)))
 }
 
-/// Rows of a batch read.
-#[derive(Debug)]
-pub(super) struct Rows<T> {
-    /// Those that could be read.
-    pub(super) rows: Vec<T>,
-    /// Whether the query had no more.
-    pub(super) exhausted: bool,
-}
+#[cfg(test)]
+mod tests {
+    use millrace_core::foreign::{self, Row};
 
-/// Reads up to `limit` rows that can be decoded and leaves out those that cannot: they neither fail nor crowd out their
-/// neighbours.
-pub(super) fn good_rows<Q, T>(
-    connection: &mut SqliteConnection,
-    query: Q,
-    limit: i64,
-    mut decode: impl FnMut(&mut Columns) -> Result<T, BadColumn>,
-) -> QueryResult<Rows<T>>
-where
-    Q: AsQuery,
-    Q::Query: QueryFragment<Sqlite> + QueryId,
-    Sqlite: QueryMetadata<Q::SqlType>,
-{
-    let limit = usize::try_from(limit).unwrap_or(0);
-    let mut rows = Vec::new();
-    let mut exhausted = true;
-    each_row(connection, query, |columns| {
-        if rows.len() == limit {
-            exhausted = false;
-            return false;
-        }
-        match decode(columns) {
-            Ok(row) => rows.push(row),
-            Err(bad) => tracing::debug!(error = %bad, "a row that cannot be read was left out"),
-        }
-        true
-    })?;
-    Ok(Rows { rows, exhausted })
-}
+    use super::*;
 
-/// Reads every row that can be decoded, of a query that is bounded itself.
-pub(super) fn all_rows<Q, T>(
-    connection: &mut SqliteConnection,
-    query: Q,
-    decode: impl FnMut(&mut Columns) -> Result<T, BadColumn>,
-) -> QueryResult<Vec<T>>
-where
-    Q: AsQuery,
-    Q::Query: QueryFragment<Sqlite> + QueryId,
-    Sqlite: QueryMetadata<Q::SqlType>,
-{
-    good_rows(connection, query, i64::MAX, decode).map(|read| read.rows)
-}
+    /// A value of each sort that a column may hold.
+    fn cells() -> Vec<Cell> {
+        let texts = ["", "a", " 7 ", "-7", "1.0", "true", "f", "99999999999", "0198c0de-0000-7000-8000-000000000001"];
+        let mut cells: Vec<Cell> = texts.iter().map(|text| Cell::Text((*text).into())).collect();
+        cells.extend([0, 1, 2, -1, 77, 1 << 20, 1 << 40].map(Cell::Integer));
+        cells.extend([0.0, 1.0, 0.5, -3.0, 1e18, f64::INFINITY].map(Cell::Real));
+        cells.extend([Cell::Null, Cell::BadText(vec![0xff]), Cell::Blob(vec![1; 16]), Cell::Blob(vec![1])]);
+        cells
+    }
 
-/// Reads the first row; one that cannot be decoded is an error.
-pub(super) fn one_row<Q, T>(
-    connection: &mut SqliteConnection,
-    query: Q,
-    decode: impl FnOnce(&mut Columns) -> Result<T, BadColumn>,
-) -> Outcome<Option<T>>
-where
-    Q: AsQuery,
-    Q::Query: QueryFragment<Sqlite> + QueryId,
-    Sqlite: QueryMetadata<Q::SqlType>,
-{
-    let mut decode = Some(decode);
-    let mut found = None;
-    each_row(connection, query, |columns| {
-        found = decode.take().map(|decode| decode(columns));
-        false
-    })?;
-    Ok(found.transpose()?)
-}
-
-/// Reads the first row that can be decoded.
-pub(super) fn good_row<Q, T>(
-    connection: &mut SqliteConnection,
-    query: Q,
-    decode: impl FnMut(&mut Columns) -> Result<T, BadColumn>,
-) -> QueryResult<Option<T>>
-where
-    Q: AsQuery,
-    Q::Query: QueryFragment<Sqlite> + QueryId,
-    Sqlite: QueryMetadata<Q::SqlType>,
-{
-    good_rows(connection, query, 1, decode).map(|mut read| read.rows.pop())
-}
-
-/// Steps through a query until `visit` returns false.
-pub(super) fn each_row<Q>(
-    connection: &mut SqliteConnection,
-    query: Q,
-    mut visit: impl FnMut(&mut Columns) -> bool,
-) -> QueryResult<()>
-where
-    Q: AsQuery,
-    Q::Query: QueryFragment<Sqlite> + QueryId,
-    Sqlite: QueryMetadata<Q::SqlType>,
-{
-    let rows = LoadConnection::<DefaultLoadingMode>::load(connection, query.as_query())?;
-    let mut columns = Columns::default();
-    for row in rows {
-        let row = row?;
-        columns.cells.clear();
-        columns.cells.extend((0..row.field_count()).map(|index| match row.get(index) {
-            Some(field) => Cell::read(field.value()),
-            None => Cell::Null,
-        }));
-        if !visit(&mut columns) {
-            break;
+    #[test]
+    fn the_fast_paths_read_what_the_judgement_reads() {
+        for cell in cells() {
+            let row: Row = [("c".to_owned(), cell.value())].into();
+            let columns = || {
+                let mut columns = Columns::default();
+                columns.set([cell.clone()].into_iter());
+                columns
+            };
+            assert_eq!(columns().integer("c").ok(), foreign::integer(&row, "c").ok(), "{cell:?}");
+            assert_eq!(columns().narrow::<i16>("c").ok(), foreign::integer(&row, "c").ok(), "{cell:?}");
+            assert_eq!(columns().text("c").ok(), foreign::text(&row, "c").ok(), "{cell:?}");
+            assert_eq!(columns().boolean("c").ok(), foreign::boolean(&row, "c").ok(), "{cell:?}");
+            assert_eq!(columns().uuid("c").ok(), foreign::uuid(&row, "c").ok(), "{cell:?}");
+            let bytes = foreign::bytes(&row, "c").ok().map(<[u8]>::to_vec);
+            assert_eq!(columns().blob("c").ok(), bytes, "{cell:?}");
         }
     }
-    Ok(())
 }

@@ -15,12 +15,15 @@ use uuid::Uuid;
 use super::{
     failure,
     moves::{Ending, finish},
-    rows,
+    reading::{one_row, task_rows},
     schema::{Key, tasks},
     statement::{Statement, sql},
-    values::{good_rows, one_row},
+    values::{BadColumn, Columns},
 };
-use crate::types::{LaneKey, LanePage, Outcome, Waiting};
+use crate::{
+    Foreign,
+    types::{LaneKey, LanePage, Outcome, Waiting},
+};
 
 const FIRST_LANE: &str = "SELECT CAST(tenant AS BLOB), rank FROM tasks \
      WHERE queue = ? AND ready_at_us IS NOT NULL AND typeof(tenant) = 'text' AND typeof(rank) = 'integer' \
@@ -33,7 +36,7 @@ pub(super) const NEXT_LANE: &str = "SELECT CAST(tenant AS BLOB), rank FROM tasks
      ORDER BY tenant, rank LIMIT 1";
 
 /// A part of a lane, by its two ends.
-pub(super) const PAGE: &str = "SELECT id, tenant, rank, ready_at_us, expires_at_us, min_reader FROM tasks \
+pub(super) const PAGE: &str = "SELECT id, ready_at_us, expires_at_us, min_reader, state FROM tasks \
      WHERE queue = ? AND tenant = ? AND rank = ? AND ready_at_us IS NOT NULL \
          AND (ready_at_us, id) > (?, ?) AND (ready_at_us, id) <= (?, ?) \
      ORDER BY ready_at_us, id";
@@ -90,48 +93,77 @@ pub(super) fn lanes(
     Ok(found)
 }
 
+/// A part of a lane that is asked for.
+pub(super) struct Part<'a> {
+    pub(super) queue: &'a str,
+    pub(super) lane: &'a LaneKey,
+    pub(super) after: (Timestamp, TaskId),
+    pub(super) up_to: Option<(Timestamp, TaskId)>,
+    pub(super) limit: i64,
+}
+
 pub(super) fn lane_page(
     connection: &mut SqliteConnection,
     now: i64,
-    queue: &str,
-    lane: &LaneKey,
-    after: (Timestamp, TaskId),
-    up_to: Option<(Timestamp, TaskId)>,
-    limit: i64,
+    foreign: &Foreign,
+    part: &Part<'_>,
 ) -> failure::Outcome<LanePage> {
-    let (last_ready, last_id) = up_to.unwrap_or((Timestamp(i64::MAX), TaskId(Uuid::max())));
+    let (last_ready, last_id) = part.up_to.unwrap_or((Timestamp(i64::MAX), TaskId(Uuid::max())));
     let query = sql(PAGE)
-        .text(queue)
-        .text(lane.tenant.as_str())
-        .integer(i64::from(lane.rank))
-        .integer(after.0.0)
-        .uuid(&after.1.0)
+        .text(part.queue)
+        .text(part.lane.tenant.as_str())
+        .integer(i64::from(part.lane.rank))
+        .integer(part.after.0.0)
+        .uuid(&part.after.1.0)
         .integer(last_ready.0)
         .uuid(&last_id.0);
-    let page = good_rows(connection, query, limit, rows::waiting)?;
+    let page = task_rows(connection, foreign, query, part.limit, |row| waiting_in(foreign, part.lane, row))?;
     Ok(LanePage { rows: page.rows, exhausted: page.exhausted, now: Timestamp(now) })
+}
+
+/// A row that this build cannot act on keeps its place, so that whoever goes through the lane gets past it, but no reader there
+/// is takes it: it is too new, or cannot be read.
+fn waiting_in(foreign: &Foreign, lane: &LaneKey, row: &mut Columns) -> Result<Waiting, BadColumn> {
+    let (id, ready_at_us) = (row.task_id("id")?, row.integer("ready_at_us")?);
+    let expires_at_us = row.spare(|row| row.optional_integer("expires_at_us"));
+    let read = row.narrow::<i16>("min_reader").and_then(|min_reader| row.state("state").map(|_| min_reader));
+    match &read {
+        Ok(min_reader) if *min_reader > READER_RANGE.1 => foreign.too_new(1),
+        Ok(_) => {}
+        Err(bad) if bad.later => foreign.too_new(1),
+        Err(bad) => foreign.unreadable(Some(id), &bad.defect()),
+    }
+    let LaneKey { tenant, rank } = lane.clone();
+    Ok(Waiting { id, tenant, rank, ready_at_us, expires_at_us, min_reader: read.unwrap_or(i16::MAX) })
 }
 
 pub(super) fn wake(
     connection: &mut SqliteConnection,
     now: i64,
+    foreign: &Foreign,
     limit: i64,
 ) -> failure::Outcome<Vec<(String, Waiting)>> {
-    // A row too new for this build is left alone, and so is one whose reader is not a number: no text is below a number.
-    let query = tasks::table
-        .filter(tasks::wake_at_us.le(now))
-        .filter(tasks::state.eq(State::Scheduled as i16).and(tasks::min_reader.le(READER_RANGE.1)))
-        .order(tasks::wake_at_us)
-        .select((tasks::queue, tasks::id, tasks::tenant, tasks::rank, tasks::expires_at_us, tasks::min_reader));
-    let woken = good_rows(connection, query, limit, |row| {
+    let query = tasks::table.filter(tasks::wake_at_us.le(now)).order(tasks::wake_at_us).select((
+        tasks::id,
+        tasks::min_reader,
+        tasks::state,
+        tasks::queue,
+        tasks::tenant,
+        tasks::rank,
+        tasks::expires_at_us,
+    ));
+    let woken = task_rows(connection, foreign, query, limit, |row| {
+        let id = row.task_id("id")?;
+        let min_reader = row.own_reader("min_reader")?;
+        row.state_of(&[State::Scheduled], "state")?;
         let queue = row.text("queue")?;
         let waiting = Waiting {
-            id: row.task_id("id")?,
+            id,
             tenant: row.text("tenant")?,
             rank: row.narrow("rank")?,
             ready_at_us: now,
-            expires_at_us: row.optional_integer("expires_at_us")?,
-            min_reader: row.narrow("min_reader")?,
+            expires_at_us: row.spare(|row| row.optional_integer("expires_at_us")),
+            min_reader,
         };
         Ok((queue, waiting))
     })?
@@ -145,14 +177,40 @@ pub(super) fn wake(
     Ok(woken)
 }
 
-pub(super) fn expire(connection: &mut SqliteConnection, now: i64, limit: i64) -> failure::Outcome<Vec<TaskId>> {
+pub(super) fn expire(
+    connection: &mut SqliteConnection,
+    now: i64,
+    foreign: &Foreign,
+    limit: i64,
+) -> failure::Outcome<Vec<TaskId>> {
+    // Read whole: what cannot be read does not end, it is set aside.
     let query = tasks::table
         .filter(tasks::expires_at_us.le(now).and(tasks::session_id.is_null()))
-        .filter(tasks::min_reader.le(READER_RANGE.1))
-        .filter(tasks::state.eq(State::Scheduled as i16).or(tasks::state.eq(State::Queued as i16)))
         .order(tasks::expires_at_us)
-        .select(tasks::id);
-    let expired = good_rows(connection, query, limit, |row| row.task_id("id"))?.rows;
+        .select((
+            tasks::id,
+            tasks::min_reader,
+            tasks::state,
+            tasks::tenant,
+            tasks::queue,
+            tasks::rank,
+            tasks::concurrency_key,
+            tasks::attempt,
+            tasks::spec,
+        ));
+    let expired = task_rows(connection, foreign, query, limit, |row| {
+        let id = row.task_id("id")?;
+        row.own_reader("min_reader")?;
+        row.state_of(&[State::Scheduled, State::Queued], "state")?;
+        row.text("tenant")?;
+        row.text("queue")?;
+        row.narrow::<i32>("rank")?;
+        row.text("concurrency_key")?;
+        row.narrow::<i32>("attempt")?;
+        row.blob("spec")?;
+        Ok(id)
+    })?
+    .rows;
     let outcome = never_ran(OutcomeKind::Expired, "waited past its deadline");
     for &id in &expired {
         let ending = Ending { state: State::Expired, outcome: &outcome, failures: None, losses: None };

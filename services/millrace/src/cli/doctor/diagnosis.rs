@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use millrace_proto::distributor::v1::{GetStatusResponse, SessionStatus};
+use millrace_proto::distributor::v1::{ColumnDrift, GetStatusResponse, SessionStatus};
 use millrace_proto::queue::v1::Queue;
 
 use crate::cli::queue::{depth, pause_text};
+use crate::output::count;
 use crate::time::short;
 
 /// A task that has waited this long while slots are free should have been dispatched long ago.
@@ -63,29 +64,37 @@ pub(crate) fn verdict(queue: &Queue, status: &GetStatusResponse) -> Verdict {
     let slots: i64 = serving.iter().map(|session| i64::from(session.slots)).sum();
     let held: i64 = serving.iter().map(|session| i64::from(session.held)).sum();
     if slots > 0 && held >= slots {
-        return say(Health::Busy, format!("all {slots} slots of {} orchestrators are taken", serving.len()));
+        return say(Health::Busy, taken(held, slots, serving.len()));
     }
     let oldest = stats.oldest_age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
     // The rate is the owner's own; when another process answered, age alone has to do.
     let dispatches = stats.dispatch_rate.is_some_and(|rate| rate > 0.0);
     if oldest < LONG || dispatches {
-        return say(Health::Moving, format!("{held} of {slots} slots are taken"));
+        return say(Health::Moving, taken(held, slots, serving.len()));
     }
-    let free = slots - held;
+    let free = match slots - held {
+        1 => "1 slot is free".to_owned(),
+        free => format!("{free} slots are free"),
+    };
     match stats.demand {
         Some(0) => say(
             Health::Stuck,
-            format!(
-                "{free} slots are free, but no orchestrator asks for work: do their health checks fail, or do they drain?"
-            ),
+            format!("{free}, but no orchestrator asks for work: do their health checks fail, or do they drain?"),
         ),
         _ => say(
             Health::Stuck,
-            format!(
-                "{free} slots are free, and the oldest task has waited for {}; see `millrace task explain`",
-                short(oldest)
-            ),
+            format!("{free}, and the oldest task has waited for {}; see `millrace task explain`", short(oldest)),
         ),
+    }
+}
+
+/// How many of the slots are taken.
+fn taken(held: i64, slots: i64, orchestrators: usize) -> String {
+    let of = format!("{} of {}", count(slots, "slot"), count(orchestrators, "orchestrator"));
+    let verb = if held == 1 { "is" } else { "are" };
+    match held >= slots && slots > 1 {
+        true => format!("all {of} {verb} taken"),
+        false => format!("{held} of {of} {verb} taken"),
     }
 }
 
@@ -100,8 +109,21 @@ pub(crate) fn remarks(queues: &[Queue], status: &GetStatusResponse) -> Vec<Strin
         remarks.push("the lease clock stands still after an outage, so that nobody loses work to it".to_owned());
     }
     if status.quarantined > 0 {
-        remarks.push(format!("{} rows are set aside because they could not be read", status.quarantined));
+        let set_aside = match status.quarantined {
+            1 => "1 row is set aside because it".to_owned(),
+            rows => format!("{rows} rows are set aside because they"),
+        };
+        remarks.push(format!("{set_aside} could not be read; `millrace quarantine list` shows them"));
     }
+    for suspect in &status.suspects {
+        let since = suspect.since.as_ref().map(|since| format!(" since {since}")).unwrap_or_default();
+        let rows = count(suspect.rows_per_minute, "row");
+        remarks.push(format!(
+            "the deploy of {} is suspect{since}: up to {rows} a minute could not be read; nothing was stopped for it",
+            suspect.build
+        ));
+    }
+    remarks.extend(status.drift.iter().map(drifted));
     if !status.members.is_empty() && !status.members.iter().any(|member| member.kind == "queue") {
         remarks.push("no queue service is a member; a distributor matches in its place".to_owned());
     }
@@ -121,9 +143,18 @@ pub(crate) fn remarks(queues: &[Queue], status: &GetStatusResponse) -> Vec<Strin
     remarks
 }
 
+/// What a column is and what it should be.
+fn drifted(drift: &ColumnDrift) -> String {
+    let ColumnDrift { table, column, expected, found } = drift;
+    match found.as_str() {
+        "" => format!("the column {table}.{column} is missing; only what needs it suffers"),
+        found => format!("the column {table}.{column} is {found}, not {expected}; only what needs it suffers"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use millrace_proto::distributor::v1::{Member, QueueOwner};
+    use millrace_proto::distributor::v1::{Member, QueueOwner, SuspectDeploy};
     use millrace_proto::queue::v1::{Pause, QueueStats};
 
     use super::*;
@@ -191,7 +222,8 @@ mod tests {
     #[test]
     fn full_slots_are_busy_and_not_stuck() {
         let verdict = verdict(&waiting(), &served(4, 4));
-        assert_eq!((verdict.health, verdict.why.as_str()), (Health::Busy, "all 4 slots of 1 orchestrators are taken"));
+        assert_eq!((verdict.health, verdict.why.as_str()), (Health::Busy, "all 4 slots of 1 orchestrator are taken"));
+        assert_eq!(taken(1, 1, 1), "1 of 1 slot of 1 orchestrator is taken");
     }
 
     #[test]
@@ -218,11 +250,22 @@ mod tests {
             members: vec![member("distributor", "1"), member("distributor", "2")],
             clock_frozen: true,
             quarantined: 3,
+            suspects: vec![SuspectDeploy { build: "2".into(), rows_per_minute: 40, ..Default::default() }],
+            drift: vec![ColumnDrift {
+                table: "tasks".into(),
+                column: "rank".into(),
+                expected: "integer".into(),
+                found: "text".into(),
+            }],
             database_latency: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
             ..Default::default()
         };
         let text = remarks(&[], &status).join("\n");
-        for part in ["slow", "stands still", "3 rows", "no queue service", "several builds", "no queue;"] {
+        let suspect = "the deploy of 2 is suspect: up to 40 rows a minute";
+        let drift = "tasks.rank is text, not integer";
+        for part in
+            ["slow", "stands still", "3 rows", suspect, drift, "no queue service", "several builds", "no queue;"]
+        {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert!(remarks(&[waiting()], &GetStatusResponse::default()).is_empty());

@@ -1,23 +1,23 @@
 //! `millrace doctor`: one screen that says whether work moves, and if not, why.
 
 mod diagnosis;
+mod probe;
 
 use std::time::{Duration, SystemTime};
 
 use comfy_table::{Cell, Color};
-use millrace_proto::distributor::v1::{GetStatusRequest, GetStatusResponse};
+use millrace_proto::distributor::v1::GetStatusResponse;
 use millrace_proto::queue::v1::Queue;
-use serde_json::json;
-use tonic::Code;
+use serde_json::{Value, json};
 
 use self::diagnosis::{Health, Verdict, remarks, verdict};
-use super::queue::{all, depth};
-use crate::client::{Client, ClientArgs};
-use crate::endpoint::Service;
+use self::probe::{Probe, Told, distributors, queue_services};
+use super::queue::{depth, table};
+use crate::client::ClientArgs;
 use crate::exit::Failure;
 use crate::json;
-use crate::output::{self, Format, printable};
-use crate::time::{ago, short, short_proto};
+use crate::output::{self, Format, count, printable};
+use crate::time::{ago, newest, short, short_proto};
 
 /// Sessions that fit the screen; the others are counted.
 const SESSIONS: usize = 12;
@@ -27,12 +27,14 @@ const SESSIONS: usize = 12;
 #[command(after_help = "\
 Examples:
   millrace doctor
-  MILLRACE_DISTRIBUTOR_ENDPOINT=10.0.0.1:7601 MILLRACE_QUEUE_ENDPOINT=10.0.0.2:7602 \\
+  MILLRACE_DISTRIBUTOR_ENDPOINT=10.0.0.1:7601,10.0.0.3:7601 MILLRACE_QUEUE_ENDPOINT=10.0.0.2:7602 \\
     millrace doctor
   millrace doctor --output json | jq .stuck
 
-Exit code: 0 when work moves or none waits, 1 when work waits that nothing will move (a paused
-queue with work counts), 69 when a service cannot be reached.")]
+Every endpoint is asked and has its line; the figures come from the first of each service that
+answers. Exit code: 0 when work moves or none waits, 1 when work waits that nothing will move (a
+paused queue with work counts) or the database does not answer, 69 when no endpoint of a service
+answers.")]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     client: ClientArgs,
@@ -40,60 +42,63 @@ pub(crate) struct DoctorArgs {
 
 /// What one look found.
 struct Findings {
-    endpoint: String,
-    status: GetStatusResponse,
+    distributors: Vec<Probe<Told>>,
+    queue_services: Vec<Probe<Vec<Queue>>>,
+}
+
+/// What follows from it, when both services answer.
+struct Diagnosis {
     queues: Vec<(Queue, Verdict)>,
     remarks: Vec<String>,
 }
 
-impl Findings {
+impl Diagnosis {
     fn stuck(&self) -> usize {
         self.queues.iter().filter(|(_, verdict)| verdict.health == Health::Stuck).count()
     }
 }
 
+impl Findings {
+    /// What the first distributor that answers tells.
+    fn told(&self) -> Option<&Told> {
+        self.distributors.iter().find_map(|probe| probe.answer.as_ref().ok()).map(|(told, _)| told)
+    }
+
+    /// What the first queue service that answers tells.
+    fn queues(&self) -> Option<&Vec<Queue>> {
+        self.queue_services.iter().find_map(|probe| probe.answer.as_ref().ok()).map(|(queues, _)| queues)
+    }
+
+    fn diagnosis(&self) -> Option<Diagnosis> {
+        let (told, queues) = (self.told()?, self.queues()?);
+        let verdicts = queues.iter().map(|queue| (queue.clone(), verdict(queue, &told.status)));
+        Some(Diagnosis { queues: verdicts.collect(), remarks: remarks(queues, &told.status) })
+    }
+
+    /// Why there is no diagnosis: what the first endpoint of a service said, when no other of them answers either.
+    fn missing(self) -> Option<Failure> {
+        let told = self.told().is_some();
+        let distributor = self.distributors.into_iter().find_map(|probe| probe.answer.err()).filter(|_| !told);
+        let listed = self.queue_services.iter().any(|probe| probe.answer.is_ok());
+        let queue = self.queue_services.into_iter().find_map(|probe| probe.answer.err()).filter(|_| !listed);
+        distributor.or(queue).map(|wrong| wrong.failure)
+    }
+}
+
 /// Looks, tells, and says by the exit code whether work moves.
 pub(crate) async fn doctor(args: DoctorArgs) -> Result<(), Failure> {
-    let distributor = Client::connect(&args.client, Service::Distributor).await?;
-    let status = match distributor.distributor().get_status(GetStatusRequest {}).await {
-        Ok(answer) => answer.into_inner(),
-        // The distributor is there and cannot work: that is an answer.
-        Err(status) if status.code() == Code::Unavailable && std::error::Error::source(&status).is_none() => {
-            return Err(Failure::Request(format!(
-                "nothing moves: the distributor at {} answers, and its database does not: {}",
-                distributor.endpoint(),
-                status.message()
-            )));
-        }
-        Err(status) => return Err(distributor.failure(&status)),
-    };
-    let queues = match Client::connect(&args.client, Service::Queue).await {
-        Ok(client) => all(&client).await,
-        Err(failure) => Err(failure),
-    };
-    let (queues, missing) = match queues {
-        Ok(queues) => (queues, None),
-        Err(failure) => (Vec::new(), Some(failure)),
-    };
-    let remarks = if missing.is_some() { Vec::new() } else { remarks(&queues, &status) };
-    let queues = queues
-        .into_iter()
-        .map(|queue| {
-            let verdict = verdict(&queue, &status);
-            (queue, verdict)
-        })
-        .collect();
-    let findings = Findings { endpoint: distributor.endpoint().to_owned(), status, queues, remarks };
+    // At the same time: one that is silent must not make what another told look old.
+    let (distributors, queue_services) = tokio::try_join!(distributors(&args.client), queue_services(&args.client))?;
+    let findings = Findings { distributors, queue_services };
+    let diagnosis = findings.diagnosis();
     match args.client.output {
-        Format::Json => print_json(&findings)?,
-        Format::Table => print_screen(&findings)?,
+        Format::Json => print_json(&findings, diagnosis.as_ref())?,
+        Format::Table => print_screen(&findings, diagnosis.as_ref())?,
     }
-    match (missing, findings.stuck()) {
-        // Without the queue service's figures there is no telling; what the distributor knows was printed.
-        (Some(failure), _) => Err(failure),
-        (None, 0) => Ok(()),
-        (None, 1) => Err(Failure::Request("work is stuck in 1 queue".to_owned())),
-        (None, stuck) => Err(Failure::Request(format!("work is stuck in {stuck} queues"))),
+    match diagnosis.as_ref().map(Diagnosis::stuck) {
+        Some(0) => Ok(()),
+        Some(stuck) => Err(Failure::Request(format!("work is stuck in {}", count(stuck, "queue")))),
+        None => findings.missing().map_or(Ok(()), Err),
     }
 }
 
@@ -106,56 +111,112 @@ fn health_name(health: Health) -> &'static str {
     }
 }
 
-/// The contracts' own messages, and the diagnosis beside them.
-fn print_json(findings: &Findings) -> Result<(), Failure> {
-    let status =
-        json::to_value("millrace.distributor.v1.GetStatusResponse", &findings.status).map_err(output::unprintable)?;
+/// The contracts' own messages, and the diagnosis beside them; null is what is not known.
+fn print_json(findings: &Findings, diagnosis: Option<&Diagnosis>) -> Result<(), Failure> {
+    let services: Vec<Value> = findings.distributors.iter().map(Probe::json).collect();
+    let services = [services, findings.queue_services.iter().map(Probe::json).collect()].concat();
+    let status = findings.told().map(|told| json::to_value("millrace.distributor.v1.GetStatusResponse", &told.status));
     let mut queues = Vec::new();
-    for (queue, verdict) in &findings.queues {
+    for queue in findings.queues().into_iter().flatten() {
+        let of = diagnosis.and_then(|all| all.queues.iter().find(|(one, _)| one.name == queue.name));
+        let (health, why) =
+            of.map_or((None, None), |(_, verdict)| (Some(health_name(verdict.health)), Some(&verdict.why)));
         let queue = json::to_value("millrace.queue.v1.Queue", queue).map_err(output::unprintable)?;
-        queues.push(json!({"queue": queue, "health": health_name(verdict.health), "why": verdict.why}));
+        queues.push(json!({"queue": queue, "health": health, "why": why}));
     }
-    let report =
-        json!({"stuck": findings.stuck() > 0, "status": status, "queues": queues, "remarks": findings.remarks});
+    let report = json!({
+        "stuck": diagnosis.map(|diagnosis| diagnosis.stuck() > 0),
+        "services": services,
+        "status": status.transpose().map_err(output::unprintable)?,
+        "queues": queues,
+        "remarks": diagnosis.map(|diagnosis| &diagnosis.remarks),
+    });
     output::line(&report.to_string())
 }
 
-fn print_screen(findings: &Findings) -> Result<(), Failure> {
-    let status = &findings.status;
-    let now = SystemTime::now();
+fn print_screen(findings: &Findings, diagnosis: Option<&Diagnosis>) -> Result<(), Failure> {
+    let mut services = output::table(&["SERVICE", "ENDPOINT", "ANSWER"]);
+    let mut add = |service: &str, endpoint: &str, (text, well): (String, bool)| {
+        let colour = if well { Color::Green } else { Color::Red };
+        let answer = output::coloured(&printable(&text), Some(colour));
+        services.add_row(vec![Cell::new(service), Cell::new(endpoint), answer]);
+    };
+    findings
+        .distributors
+        .iter()
+        .for_each(|one| add(one.service.name(), &one.endpoint, (one.text(), one.answer.is_ok())));
+    findings
+        .queue_services
+        .iter()
+        .for_each(|one| add(one.service.name(), &one.endpoint, (one.text(), one.answer.is_ok())));
+    output::print_table(&services)?;
+    if let Some(told) = findings.told() {
+        print_status(told)?;
+    }
+    match (diagnosis, findings.queues()) {
+        (Some(diagnosis), _) => {
+            output::line("\nqueues")?;
+            output::print_table(&queues_table(&diagnosis.queues))?;
+            if !diagnosis.remarks.is_empty() {
+                output::line("")?;
+            }
+            diagnosis.remarks.iter().try_for_each(|remark| output::line(&format!("note: {}", printable(remark))))
+        }
+        // Without a distributor there is no telling whether they move.
+        (None, Some(queues)) => {
+            output::line("\nqueues")?;
+            output::print_table(&table(queues))
+        }
+        (None, None) => Ok(()),
+    }
+}
+
+/// What the distributor tells of the cluster.
+fn print_status(told: &Told) -> Result<(), Failure> {
+    let status = &told.status;
     let latency = status.database_latency.and_then(|latency| Duration::try_from(latency).ok());
+    output::line("")?;
     output::print_fields(&[
-        ("distributor", format!("{} {}", findings.endpoint, printable(&status.build))),
         ("database", latency.map(|latency| format!("answers in {}", short(latency))).unwrap_or_default()),
         ("schema", printable(&status.schema_version)),
+        ("build", printable(&status.build)),
     ])?;
+    let now = now_there(told);
+    print_members(status, now)?;
+    print_sessions(status, now)
+}
 
-    output::line("\nservices")?;
+/// The moment of the answer, to which ages count. The times in it are the database's own: where this machine's clock is
+/// behind, the newest of them is the best that is known of the database's.
+fn now_there(told: &Told) -> SystemTime {
+    let members = told.status.members.iter().filter_map(|member| member.seen_time.as_ref());
+    let sessions = told.status.sessions.iter().filter_map(|session| session.seen_time.as_ref());
+    newest(members.chain(sessions)).map_or(told.at, |newest| newest.max(told.at))
+}
+
+fn print_members(status: &GetStatusResponse, now: SystemTime) -> Result<(), Failure> {
+    output::line("\nmembers")?;
     let mut members = output::table(&["KIND", "ENDPOINT", "BUILD", "SEEN", "OWNS"]);
     for member in &status.members {
-        let owns: Vec<_> = status
-            .owners
-            .iter()
-            .filter(|owner| owner.owner_id == member.id)
-            .map(|owner| owner.queue.as_str())
-            .collect();
-        let seen = member.seen_time.as_ref().map(|seen| format!("{} ago", ago(seen, now))).unwrap_or_default();
+        let owns = status.owners.iter().filter(|owner| owner.owner_id == member.id).map(|owner| owner.queue.as_str());
         members.add_row(vec![
             printable(&member.kind),
             printable(&member.endpoint),
             printable(&member.build),
-            seen,
-            owns.join(","),
+            member.seen_time.as_ref().map(|seen| format!("{} ago", ago(seen, now))).unwrap_or_default(),
+            printable(&owns.collect::<Vec<_>>().join(",")),
         ]);
     }
-    output::print_table(&members)?;
+    output::print_table(&members)
+}
 
+fn print_sessions(status: &GetStatusResponse, now: SystemTime) -> Result<(), Failure> {
     output::line("\norchestrators")?;
     let mut sessions = output::table(&["NAME", "QUEUES", "SLOTS", "HELD", "REPLICA", "SEEN"]);
     for session in status.sessions.iter().take(SESSIONS) {
         sessions.add_row(vec![
             printable(&session.name),
-            session.queues.join(","),
+            printable(&session.queues.join(",")),
             session.slots.to_string(),
             session.held.to_string(),
             printable(&session.replica),
@@ -163,19 +224,13 @@ fn print_screen(findings: &Findings) -> Result<(), Failure> {
         ]);
     }
     match status.sessions.len() {
-        0 => output::line("none is connected")?,
-        _ => output::print_table(&sessions)?,
+        0 => output::line("none is connected"),
+        all if all > SESSIONS => {
+            output::print_table(&sessions)?;
+            output::line(&format!("and {} more", all - SESSIONS))
+        }
+        _ => output::print_table(&sessions),
     }
-    if status.sessions.len() > SESSIONS {
-        output::line(&format!("and {} more", status.sessions.len() - SESSIONS))?;
-    }
-
-    output::line("\nqueues")?;
-    output::print_table(&queues_table(&findings.queues))?;
-    if !findings.remarks.is_empty() {
-        output::line("")?;
-    }
-    findings.remarks.iter().try_for_each(|remark| output::line(&format!("note: {}", printable(remark))))
 }
 
 fn queues_table(queues: &[(Queue, Verdict)]) -> comfy_table::Table {
@@ -198,4 +253,24 @@ fn queues_table(queues: &[(Queue, Verdict)]) -> comfy_table::Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_proto::distributor::v1::Member;
+
+    use super::*;
+
+    #[test]
+    fn ages_count_to_the_answer_and_never_lie_ahead() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let told = |seen: i64| {
+            let seen_time = Some(prost_types::Timestamp { seconds: seen, nanos: 0 });
+            let member = Member { seen_time, ..Default::default() };
+            Told { status: GetStatusResponse { members: vec![member], ..Default::default() }, at }
+        };
+        assert_eq!(now_there(&told(997)), at);
+        // The database's clock is a minute ahead of this machine's.
+        assert_eq!(now_there(&told(1060)), at + Duration::from_secs(60));
+    }
 }

@@ -213,6 +213,15 @@ pub(crate) async fn delete(args: DeleteArgs) -> Result<(), Failure> {
         Mode::Move => DeleteMode::Move,
     };
     let client = Client::connect(&args.client, Service::Queue).await?;
+    if let Some(target) = &args.move_to {
+        // The service looks at the queue itself first, and so at its routes: whoever has mistyped the target would be sent
+        // to change those.
+        if let Err(status) = super::one(&client, target).await
+            && status.code() == tonic::Code::NotFound
+        {
+            return Err(Failure::Request(format!("--move-to: {}", client.failure(&status))));
+        }
+    }
     let request = DeleteQueueRequest {
         request_id: request_id(),
         name: args.name.clone(),

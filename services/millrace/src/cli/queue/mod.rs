@@ -8,6 +8,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use millrace_proto::queue::v1::{GetQueueRequest, ListQueuesRequest, Queue, WatchQueuesRequest};
+use tonic::{Code, Status};
 
 use crate::client::{Backoff, Client, ClientArgs};
 use crate::endpoint::Service;
@@ -16,8 +17,8 @@ use crate::output::{self, Format};
 use crate::status;
 use crate::time::{parse_duration, to_proto};
 
-pub(crate) use service::{QueueArgs, start};
-pub(crate) use show::{depth, pause_text};
+pub(crate) use service::{QueueArgs, check_settings, start};
+pub(crate) use show::{depth, pause_text, table};
 
 /// The queue's name in the contracts.
 const QUEUE: &str = "millrace.queue.v1.Queue";
@@ -127,13 +128,22 @@ impl QueueCommand {
 
 async fn get(args: GetArgs) -> Result<(), Failure> {
     let client = Client::connect(&args.client, Service::Queue).await?;
-    let answer = client.read(client.queue().get_queue(GetQueueRequest { name: args.name })).await?;
-    show::print_one(args.client.output, &answer.queue.unwrap_or_default())
+    show::print_one(args.client.output, &one(&client, &args.name).await.map_err(|status| client.failure(&status))?)
+}
+
+/// One queue.
+async fn one(client: &Client, name: &str) -> Result<Queue, Status> {
+    let request = GetQueueRequest { name: name.to_owned() };
+    let answer = client.open(|| {
+        let (mut calls, request) = (client.queue(), request.clone());
+        async move { calls.get_queue(request).await }
+    });
+    Ok(answer.await?.queue.unwrap_or_default())
 }
 
 async fn list(args: ListArgs) -> Result<(), Failure> {
     let client = Client::connect(&args.client, Service::Queue).await?;
-    let queues = all(&client).await?;
+    let queues = all(&client).await.map_err(|status| client.failure(&status))?;
     match args.client.output {
         Format::Json => queues.iter().try_for_each(|queue| output::json_line(QUEUE, queue)),
         Format::Table if queues.is_empty() => {
@@ -145,11 +155,15 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
 }
 
 /// Every queue, page by page.
-pub(crate) async fn all(client: &Client) -> Result<Vec<Queue>, Failure> {
+pub(crate) async fn all(client: &Client) -> Result<Vec<Queue>, Status> {
     let mut request = ListQueuesRequest { page_size: 1000, ..Default::default() };
     let mut queues = Vec::new();
     loop {
-        let page = client.read(client.queue().list_queues(request.clone())).await?;
+        let page = client.open(|| {
+            let (mut calls, request) = (client.queue(), request.clone());
+            async move { calls.list_queues(request).await }
+        });
+        let page = page.await?;
         queues.extend(page.queues);
         request.page_token = page.next_page_token;
         if request.page_token.is_empty() {
@@ -163,32 +177,37 @@ async fn watch(args: WatchArgs) -> Result<(), Failure> {
     let client = Client::connect(&args.client, Service::Queue).await?;
     let request = WatchQueuesRequest { names: args.names, interval: Some(to_proto(args.interval)) };
     let mut backoff = Backoff::default();
+    let mut seen = false;
     loop {
-        let broken = match client.queue().watch_queues(request.clone()).await {
+        let opened = client.open(|| {
+            let (mut calls, request) = (client.queue(), request.clone());
+            async move { calls.watch_queues(request).await }
+        });
+        let broken = match opened.await {
+            // A service that has never answered may be one that never will.
+            Err(status) if !seen && status.code() == Code::DeadlineExceeded => return Err(client.failure(&status)),
             Err(status) => Some(status),
-            Ok(response) => {
-                let mut stream = response.into_inner();
-                loop {
-                    match stream.message().await {
-                        Ok(Some(figures)) => {
-                            backoff = Backoff::default();
-                            match args.client.output {
-                                Format::Json => output::json_line("millrace.queue.v1.WatchQueuesResponse", &figures)?,
-                                Format::Table => print_figures(&figures.queues)?,
-                            }
+            Ok(mut stream) => loop {
+                match stream.message().await {
+                    Ok(Some(figures)) => {
+                        (backoff, seen) = (Backoff::default(), true);
+                        match args.client.output {
+                            Format::Json => output::json_line("millrace.queue.v1.WatchQueuesResponse", &figures)?,
+                            Format::Table => print_figures(&figures.queues)?,
                         }
-                        Ok(None) => break None,
-                        Err(status) => break Some(status),
                     }
+                    Ok(None) => break None,
+                    Err(status) => break Some(status),
                 }
-            }
+            },
         };
         let delay = match &broken {
-            Some(status) if !status::is_transient(status) && status.code() != tonic::Code::Cancelled => {
+            Some(status) if !status::is_transient(status) && status.code() != Code::Cancelled => {
                 return Err(client.failure(status));
             }
             Some(status) => {
                 eprintln!("millrace: the watch broke off, reconnecting");
+                client.turn(client.at(), status);
                 status::retry_delay(status)
             }
             None => None,

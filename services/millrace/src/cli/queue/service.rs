@@ -47,16 +47,36 @@ impl QueueArgs {
             None => run(self.service).await,
         }
     }
+
+    /// Whether the service would start with these flags, as far as can be told without a port and a database.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        self.service.check().map(drop)
+    }
+}
+
+impl ServiceArgs {
+    /// Checks the flags and gives the database's URL.
+    fn check(&self) -> Result<&str, Failure> {
+        let Some(url) = &self.database_url else {
+            return Err(Failure::Usage(
+                "the queue service needs --database-url or MILLRACE_DATABASE_URL; `millrace queue --help` lists the commands"
+                    .to_owned(),
+            ));
+        };
+        serve::check(&self.listen, &self.http_listen, Some(url), &self.process)?;
+        check_settings(&self.settings)?;
+        Ok(url)
+    }
+}
+
+/// Whether the settings make sense together.
+pub(crate) fn check_settings(settings: &millrace_queue::Settings) -> Result<(), Failure> {
+    settings.check().map_err(|error| Failure::Usage(error.to_string()))
 }
 
 /// Runs the service until it is told to stop.
 async fn run(args: ServiceArgs) -> Result<(), Failure> {
-    let Some(url) = &args.database_url else {
-        return Err(Failure::Usage(
-            "the queue service needs --database-url or MILLRACE_DATABASE_URL; `millrace queue --help` lists the commands"
-                .to_owned(),
-        ));
-    };
+    let url = args.check()?;
     let shutdown = serve::prepare(&args.process)?;
     let plan = Plan {
         what: "queue service",

@@ -1,5 +1,6 @@
 //! `task submit --file`: many tasks, each accepted or refused by itself.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::flags::read_input;
-use super::follow::follow;
+use super::follow::{Following, follow};
 use super::jobs::{self, Job};
 use super::outcome::{describe, state_name};
 use super::submit::SubmitArgs;
@@ -20,7 +21,7 @@ use super::{TASK, readable};
 use crate::client::{Backoff, Client};
 use crate::endpoint::Service;
 use crate::exit::{Failure, one_line};
-use crate::output::{self, Format, printable};
+use crate::output::{self, Format, count, printable};
 use crate::status::{is_transient, next_step};
 
 /// Tasks in one call.
@@ -37,13 +38,19 @@ const LISTED: usize = 50;
 /// Submits the lines of a file, and waits for them when that is asked.
 pub(crate) async fn submit_file(args: &SubmitArgs, path: &Path) -> Result<(), Failure> {
     let name = path.display();
-    let jobs = jobs::parse(&read_input(path)?, args.idempotency_key.as_deref())
+    let jobs = jobs::parse(&read_input(path)?, args.idempotency_key.as_deref(), args.size)
         .map_err(|complaints| Failure::Usage(format!("{name}: {}; nothing was submitted", complaints.join("; "))))?;
     if jobs.is_empty() {
         return Err(Failure::Usage(format!("{name} has no tasks")));
     }
+    let repeats = jobs::repeats(&jobs);
+    for (line, first) in repeats.iter().take(LISTED) {
+        eprintln!(
+            "millrace: line {line} has the requestId of line {first}; one key makes one task: give each line its own"
+        );
+    }
     let client = Client::connect(&args.client, Service::Distributor).await?;
-    let mut sum = Sum::default();
+    let mut sum = Sum { repeats, ..Sum::default() };
     let sent = send_all(&client, args, &jobs, &mut sum).await;
     sum.report(jobs.len());
     sent?;
@@ -52,12 +59,21 @@ pub(crate) async fn submit_file(args: &SubmitArgs, path: &Path) -> Result<(), Fa
     }
     match (sum.refused, sum.unsuccessful) {
         (0, 0) => Ok(()),
-        (0, unsuccessful) => Err(Failure::Request(format!("{unsuccessful} of {} tasks did not succeed", jobs.len()))),
-        (refused, 0) => Err(Failure::Request(format!("{refused} of {} lines were refused", jobs.len()))),
-        (refused, unsuccessful) => {
-            Err(Failure::Request(format!("{refused} lines were refused and {unsuccessful} tasks did not succeed")))
+        (0, unsuccessful) => {
+            Err(Failure::Request(format!("{unsuccessful} of {} did not succeed", count(jobs.len(), "task"))))
         }
+        (refused, 0) => Err(Failure::Request(format!("{refused} of {}", were_refused(jobs.len(), refused)))),
+        (refused, unsuccessful) => Err(Failure::Request(format!(
+            "{} and {} did not succeed",
+            were_refused(refused, refused),
+            count(unsuccessful, "task")
+        ))),
     }
+}
+
+/// `1 line was refused`, `3 lines were refused`; the verb goes with another number than the lines in `1 of 3 lines was`.
+fn were_refused(lines: usize, refused: usize) -> String {
+    format!("{} {} refused", count(lines, "line"), if refused == 1 { "was" } else { "were" })
 }
 
 /// What became of the lines.
@@ -65,6 +81,8 @@ pub(crate) async fn submit_file(args: &SubmitArgs, path: &Path) -> Result<(), Fa
 struct Sum {
     /// Ids of accepted lines, in the file's order.
     ids: Vec<String>,
+    /// Lines with the key of an earlier line, and that line.
+    repeats: BTreeMap<usize, usize>,
     existing: usize,
     refused: usize,
     unsuccessful: usize,
@@ -95,13 +113,14 @@ impl Sum {
     fn refuse(&mut self, job: &Job, refusal: &Refusal) {
         self.refused += 1;
         if self.refused <= LISTED {
-            eprintln!("line {}: {}", job.line, refusal_line(refusal));
+            eprintln!("line {}: {}", job.line, refusal_line(refusal, self.repeats.get(&job.line)));
         }
     }
 
     fn report(&self, all: usize) {
         if self.refused > LISTED {
-            eprintln!("and {} more lines were refused", self.refused - LISTED);
+            let more = self.refused - LISTED;
+            eprintln!("and {more} more {}", if more == 1 { "line was refused" } else { "lines were refused" });
         }
         let new = self.ids.len() - self.existing;
         let mut text = format!("{new} submitted");
@@ -119,8 +138,8 @@ impl Sum {
     }
 }
 
-/// A refusal on one line.
-fn refusal_line(refusal: &Refusal) -> String {
+/// A refusal on one line. `first` is the line whose key this one has.
+fn refusal_line(refusal: &Refusal, first: Option<&usize>) -> String {
     let mut text = one_line(&refusal.message);
     if !refusal.field.is_empty() && !text.contains(&refusal.field) {
         text = format!("{}: {text}", refusal.field);
@@ -128,7 +147,11 @@ fn refusal_line(refusal: &Refusal) -> String {
     if !refusal.reason.is_empty() {
         text.push_str(&format!(" ({})", refusal.reason));
     }
-    match next_step(Code::from(refusal.code), &refusal.reason, Service::Distributor) {
+    let hint = match first.filter(|_| refusal.reason == "REQUEST_ID_REUSED") {
+        Some(first) => Some(format!("line {first} has the same requestId: give each line its own")),
+        None => next_step(Code::from(refusal.code), &refusal.reason, Service::Distributor),
+    };
+    match hint {
         Some(hint) => printable(&format!("{text}; {hint}")),
         None => printable(&text),
     }
@@ -203,9 +226,11 @@ fn refused_whole(status: &Status) -> BatchSubmitResult {
 /// Waits until all tasks have ended, and says how many ended how.
 async fn wait_all(client: &Client, format: Format, ids: &[String], unsuccessful: &mut usize) -> Result<(), Failure> {
     let bar = progress(ids.len(), "ended");
-    let watches = ids.iter().map(|id| async move { follow(client, id, true, true, &mut |_| Ok(())).await });
+    let watches = ids.iter().map(|id| async move {
+        follow(client, Following { id, without_output: true, quietly: true, known: true }, &mut |_| Ok(())).await
+    });
     let mut ended = futures::stream::iter(watches).buffer_unordered(WATCHES);
-    let mut counts = std::collections::BTreeMap::<String, usize>::new();
+    let mut counts = BTreeMap::<String, usize>::new();
     while let Some(task) = ended.next().await {
         let task = task.inspect_err(|_| bar.finish_and_clear())?;
         *counts.entry(state_name(task.state)).or_default() += 1;
@@ -257,10 +282,22 @@ mod tests {
             message: "no route takes\nexecutor vm".into(),
             field: "spec.executor".into(),
         };
-        let line = refusal_line(&refusal);
+        let line = refusal_line(&refusal, None);
         assert!(
             line.starts_with("spec.executor: no route takes executor vm (NO_ROUTE); `millrace route list`"),
             "{line}"
+        );
+    }
+
+    #[test]
+    fn a_key_of_another_line_is_told_as_such() {
+        let refusal =
+            Refusal { reason: "REQUEST_ID_REUSED".into(), message: "another content".into(), ..Default::default() };
+        assert!(refusal_line(&refusal, Some(&3)).ends_with("line 3 has the same requestId: give each line its own"));
+        assert!(refusal_line(&refusal, None).contains("--idempotency-key"));
+        assert_eq!(
+            (were_refused(3, 1), were_refused(1, 1)),
+            ("3 lines was refused".into(), "1 line was refused".into())
         );
     }
 

@@ -5,11 +5,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use ::bytes::Bytes;
 use millrace_proto::common::v1::{Command, RetryPolicy, TaskSpec, task_spec};
 use prost::Message;
 
 use crate::exit::Failure;
 use crate::json;
+use crate::output::bytes;
 use crate::time::{parse_duration, parse_moment, to_proto};
 
 /// The spec's name in the contracts.
@@ -76,9 +78,40 @@ pub(crate) struct SpecFlags {
     spec: Option<PathBuf>,
 }
 
+/// How large a task may be.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct SizeFlag {
+    /// The largest task that the service takes, standard input included; a larger one is not sent. Set it as the
+    /// distributor's flag of that name is set.
+    #[arg(long, env = "MILLRACE_MAX_SPEC_BYTES", value_name = "BYTES", default_value_t = 256 * 1024)]
+    #[arg(help_heading = "Submission")]
+    max_spec_bytes: usize,
+}
+
+impl SizeFlag {
+    /// Refuses a size that the service would refuse.
+    pub(crate) fn check(self, size: usize) -> Result<(), String> {
+        match size > self.max_spec_bytes {
+            true => Err(format!("it has {}, and {}", bytes(size), self.rule())),
+            false => Ok(()),
+        }
+    }
+
+    fn rule(self) -> String {
+        let most = bytes(self.max_spec_bytes);
+        format!("a task has at most {most}, standard input included (--max-spec-bytes): let it fetch what is larger")
+    }
+}
+
 impl SpecFlags {
-    /// The spec that the flags and the command after `--` describe.
-    pub(crate) fn build(self, argv: Vec<String>) -> Result<TaskSpec, Failure> {
+    /// The encoded spec that the flags and the command after `--` describe.
+    pub(crate) fn encode(self, argv: Vec<String>, size: SizeFlag) -> Result<Bytes, Failure> {
+        let spec = self.build(argv, size)?.encode_to_vec();
+        size.check(spec.len()).map_err(|why| Failure::Usage(format!("the task is too large: {why}")))?;
+        Ok(spec.into())
+    }
+
+    fn build(self, argv: Vec<String>, size: SizeFlag) -> Result<TaskSpec, Failure> {
         let is_stdin = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
         if is_stdin(&self.spec) && is_stdin(&self.stdin_file) {
             return Err(Failure::Usage("--spec and --stdin-file cannot both read standard input".to_owned()));
@@ -87,7 +120,7 @@ impl SpecFlags {
             Some(path) => read_spec(path)?,
             None => TaskSpec::default(),
         };
-        self.apply_command(&mut spec, argv)?;
+        self.apply_command(&mut spec, argv, size)?;
         self.apply_retry(&mut spec);
         if spec.executor.is_empty() {
             spec.executor = "process".to_owned();
@@ -106,7 +139,7 @@ impl SpecFlags {
     }
 
     /// The command: from `--`, or from the file, with the environment and so on that the flags add.
-    fn apply_command(&self, spec: &mut TaskSpec, argv: Vec<String>) -> Result<(), Failure> {
+    fn apply_command(&self, spec: &mut TaskSpec, argv: Vec<String>, size: SizeFlag) -> Result<(), Failure> {
         let mut command = match spec.payload.take() {
             Some(task_spec::Payload::Command(command)) => command,
             Some(custom) if argv.is_empty() && !self.shapes_a_command() => {
@@ -127,7 +160,7 @@ impl SpecFlags {
         command.env.extend(self.env.iter().cloned());
         set(&mut command.working_dir, self.working_dir.clone());
         if let Some(path) = &self.stdin_file {
-            command.stdin = read_input(path)?.into();
+            command.stdin = read_stdin(path, size)?.into();
         }
         spec.payload = Some(task_spec::Payload::Command(command));
         Ok(())
@@ -164,7 +197,7 @@ fn set(field: &mut String, given: Option<String>) {
 }
 
 /// Reads a TaskSpec from a JSON file.
-fn read_spec(path: &Path) -> Result<TaskSpec, Failure> {
+pub(crate) fn read_spec(path: &Path) -> Result<TaskSpec, Failure> {
     let wrong = |why: String| Failure::Usage(format!("{}: {why}", path.display()));
     let value = serde_json::from_slice(&read_input(path)?).map_err(|error| wrong(format!("not JSON: {error}")))?;
     let bytes = json::to_bytes(SPEC, value).map_err(|error| wrong(format!("not a TaskSpec: {error}")))?;
@@ -173,12 +206,29 @@ fn read_spec(path: &Path) -> Result<TaskSpec, Failure> {
 
 /// Reads a file whole, or standard input for `-`.
 pub(crate) fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
+    read_up_to(path, u64::MAX)
+}
+
+/// Reads a command's standard input, and no more of it than a task can hold: it may be without end.
+fn read_stdin(path: &Path, size: SizeFlag) -> Result<Vec<u8>, Failure> {
+    let most = size.max_spec_bytes;
+    let read = read_up_to(path, (most as u64).saturating_add(1))?;
+    if read.len() > most {
+        let what = if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
+        return Err(Failure::Usage(format!("{what} is too large: {}", size.rule())));
+    }
+    Ok(read)
+}
+
+/// Reads a file or standard input, at most this many bytes of it.
+fn read_up_to(path: &Path, most: u64) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let read = match path {
-        path if path == Path::new("-") => std::io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes),
-        path => std::fs::read(path),
+        path if path == Path::new("-") => std::io::stdin().lock().take(most).read_to_end(&mut bytes),
+        path => std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes)),
     };
-    read.map_err(|error| Failure::Usage(format!("cannot read {}: {error}", path.display())))
+    read.map_err(|error| Failure::Usage(format!("cannot read {}: {error}", path.display())))?;
+    Ok(bytes)
 }
 
 /// Reads KEY=VALUE.
@@ -225,7 +275,7 @@ mod tests {
 
     fn build(args: &[&str]) -> Result<TaskSpec, Failure> {
         let line = Line::try_parse_from([&["x"], args].concat()).map_err(|error| Failure::Usage(error.to_string()))?;
-        line.flags.build(line.command)
+        line.flags.build(line.command, SizeFlag { max_spec_bytes: 1000 })
     }
 
     fn command(spec: &TaskSpec) -> &Command {
@@ -305,6 +355,22 @@ mod tests {
             let failure = build(args).unwrap_err();
             assert_eq!(failure.code(), 64, "{args:?}: {failure}");
         }
+    }
+
+    #[test]
+    fn a_task_that_is_too_large_is_refused_here() {
+        let size = SizeFlag { max_spec_bytes: 1024 };
+        let encode = |args: &[&str]| {
+            let line = Line::parse_from([&["x"], args].concat());
+            line.flags.encode(line.command, size)
+        };
+        assert!(encode(&["--", "true"]).is_ok());
+        // Standard input without end is read as far as it can be of use.
+        let failure = encode(&["--stdin-file", "/dev/zero", "--", "cat"]).unwrap_err();
+        assert_eq!(failure.code(), 64);
+        assert!(failure.to_string().contains("/dev/zero is too large: a task has at most 1 KiB"), "{failure}");
+        let failure = encode(&["--", &"x".repeat(2000)]).unwrap_err();
+        assert!(failure.to_string().contains("the task is too large: it has 20"), "{failure}");
     }
 
     #[test]

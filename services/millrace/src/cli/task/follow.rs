@@ -9,34 +9,53 @@ use millrace_proto::distributor::v1::{Task, TaskOutput, WatchTaskRequest, WatchT
 use super::outcome::is_over;
 use crate::client::{Backoff, Client};
 use crate::exit::Failure;
+use crate::output::count;
 use crate::status;
 
 /// What is done with each event.
 pub(crate) type OnEvent<'a> = &'a mut (dyn FnMut(&WatchTaskResponse) -> Result<(), Failure> + Send);
 
+/// What to follow, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Following<'a> {
+    /// The task.
+    pub(crate) id: &'a str,
+    /// Only its states.
+    pub(crate) without_output: bool,
+    /// Says nothing about a service that is away.
+    pub(crate) quietly: bool,
+    /// Whether the service has acknowledged it to this very process. If not, a service that gives no answer at all may
+    /// never have known it.
+    pub(crate) known: bool,
+}
+
 /// Follows a task and gives it as it stands at its end. While the service is away the watch is opened again and again,
-/// without end: the task goes on meanwhile, and its end will be known. `quietly` says nothing about that.
-pub(crate) async fn follow(
-    client: &Client,
-    id: &str,
-    without_output: bool,
-    quietly: bool,
-    on_event: OnEvent<'_>,
-) -> Result<Task, Failure> {
-    let mut backoff = Backoff::default();
-    let mut away = false;
+/// without end: the task goes on meanwhile, and its end will be known.
+pub(crate) async fn follow(client: &Client, following: Following<'_>, on_event: OnEvent<'_>) -> Result<Task, Failure> {
+    let Following { id, quietly, .. } = following;
+    let mut state = State { known: following.known, ..State::default() };
     loop {
-        let asked = match watch_once(client, id, without_output, on_event, &mut backoff, &mut away).await? {
+        let asked = match watch_once(client, following, on_event, &mut state).await? {
             Watch::Over(task) => return Ok(*task),
             Watch::Broken(asked) => asked,
         };
-        if !away && !quietly && asked.is_some() {
+        if !state.away && !quietly && asked.is_some() {
             eprintln!("millrace: the watch of task {id} broke off; the task goes on, reconnecting");
         }
-        away |= asked.is_some();
-        let delay = backoff.next(asked.flatten()).unwrap_or(std::time::Duration::from_secs(5));
+        state.away |= asked.is_some();
+        let delay = state.backoff.next(asked.flatten()).unwrap_or(std::time::Duration::from_secs(5));
         tokio::time::sleep(delay).await;
     }
+}
+
+/// What one watch leaves to the next.
+#[derive(Debug, Default)]
+struct State {
+    backoff: Backoff,
+    /// Whether the last watch ended with an error.
+    away: bool,
+    /// Whether the task is known to be there.
+    known: bool,
 }
 
 /// How one stream ended.
@@ -51,34 +70,47 @@ enum Watch {
 /// Opens the watch once and reads it to its end.
 async fn watch_once(
     client: &Client,
-    id: &str,
-    without_output: bool,
+    following: Following<'_>,
     on_event: OnEvent<'_>,
-    backoff: &mut Backoff,
-    away: &mut bool,
+    state: &mut State,
 ) -> Result<Watch, Failure> {
-    let broken = |status: tonic::Status| match may_pass(&status) {
-        true => Ok(Watch::Broken(Some(status::retry_delay(&status)))),
-        false => Err(client.failure(&status)),
+    let request = WatchTaskRequest { id: following.id.to_owned(), without_output: following.without_output };
+    let opened = client.open(|| {
+        let (mut calls, request) = (client.distributor(), request.clone());
+        async move { calls.watch_task(request).await }
+    });
+    let mut stream = match opened.await {
+        Ok(stream) => stream,
+        Err(status) if !state.known && status.code() == tonic::Code::DeadlineExceeded => {
+            return Err(client.failure(&status));
+        }
+        Err(status) => return broken(client, &status),
     };
-    let request = WatchTaskRequest { id: id.to_owned(), without_output };
-    let mut stream = match client.distributor().watch_task(request).await {
-        Ok(response) => response.into_inner(),
-        Err(status) => return broken(status),
-    };
+    let at = client.at();
     loop {
         let event = match stream.message().await {
             Ok(Some(event)) => event,
             Ok(None) => return Ok(Watch::Broken(None)),
-            Err(status) => return broken(status),
+            Err(status) => {
+                client.turn(at, &status);
+                return broken(client, &status);
+            }
         };
-        (*backoff, *away) = (Backoff::default(), false);
+        *state = State { known: true, ..State::default() };
         on_event(&event)?;
         if let Some(Event::Task(task)) = event.event
             && is_over(&task)
         {
             return Ok(Watch::Over(Box::new(task)));
         }
+    }
+}
+
+/// What a status at the end of a watch means.
+fn broken(client: &Client, status: &tonic::Status) -> Result<Watch, Failure> {
+    match may_pass(status) {
+        true => Ok(Watch::Broken(Some(status::retry_delay(status)))),
+        false => Err(client.failure(status)),
     }
 }
 
@@ -161,7 +193,7 @@ impl Printer {
 
 fn note_gap(bytes: u64) {
     if bytes > 0 {
-        eprintln!("[{bytes} bytes dropped]");
+        eprintln!("[{} dropped]", count(bytes, "byte"));
     }
 }
 

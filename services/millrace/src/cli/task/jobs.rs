@@ -1,11 +1,14 @@
 //! A file of tasks: one JSON object a line, read and checked whole before anything is sent.
 
+use std::collections::{BTreeMap, HashMap};
+
+use millrace_proto::common::v1::TaskSpec;
 use millrace_proto::distributor::v1::SubmitTaskRequest;
 use prost::Message;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::flags::SPEC;
+use super::flags::{SPEC, SizeFlag};
 use crate::json;
 
 /// A line's form with a request id of its own.
@@ -25,7 +28,7 @@ pub(crate) struct Job {
 /// Reads the lines. `key` is what request ids are made of, beside the line number; without one it is a digest of the
 /// content, so that the same file makes the same ids wherever it lies. Gives the complaints about all lines when there
 /// are any.
-pub(crate) fn parse(content: &[u8], key: Option<&str>) -> Result<Vec<Job>, Vec<String>> {
+pub(crate) fn parse(content: &[u8], key: Option<&str>, size: SizeFlag) -> Result<Vec<Job>, Vec<String>> {
     let key = key.map_or_else(|| Uuid::new_v5(&Uuid::NAMESPACE_OID, content).to_string(), str::to_owned);
     let (mut jobs, mut complaints) = (Vec::new(), Vec::new());
     for (index, text) in content.split(|byte| *byte == b'\n').enumerate() {
@@ -34,7 +37,7 @@ pub(crate) fn parse(content: &[u8], key: Option<&str>) -> Result<Vec<Job>, Vec<S
             continue;
         }
         let line = index + 1;
-        match parse_line(text) {
+        match parse_line(text).and_then(|request| size.check(request.spec.len()).map(|()| request)) {
             Ok(mut request) => {
                 if request.request_id.is_empty() {
                     request.request_id = format!("{key}:{line}");
@@ -65,6 +68,18 @@ fn parse_line(text: &[u8]) -> Result<SubmitTaskRequest, String> {
     Ok(SubmitTaskRequest { request_id: String::new(), spec })
 }
 
+/// The lines that have the key of an earlier line of their tenant, each with that line: they make no task of their own.
+pub(crate) fn repeats(jobs: &[Job]) -> BTreeMap<usize, usize> {
+    let mut first = HashMap::new();
+    let tenant = |job: &Job| TaskSpec::decode(job.request.spec.clone()).map(|spec| spec.tenant).unwrap_or_default();
+    jobs.iter()
+        .filter_map(|job| {
+            let line = *first.entry((tenant(job), job.request.request_id.as_str())).or_insert(job.line);
+            (line != job.line).then_some((job.line, line))
+        })
+        .collect()
+}
+
 /// Cuts the jobs into batches: bounded in number, and in bytes below what a service takes in one message. A job that is
 /// larger than that goes alone, so that its refusal is its own.
 pub(crate) fn batches(jobs: &[Job], most: usize, most_bytes: usize) -> Vec<&[Job]> {
@@ -85,9 +100,19 @@ pub(crate) fn batches(jobs: &[Job], most: usize, most_bytes: usize) -> Vec<&[Job
 
 #[cfg(test)]
 mod tests {
-    use millrace_proto::common::v1::TaskSpec;
+    use clap::Parser;
 
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        size: SizeFlag,
+    }
+
+    fn parse(content: &[u8], key: Option<&str>) -> Result<Vec<Job>, Vec<String>> {
+        super::parse(content, key, Line::parse_from(["x", "--max-spec-bytes", "100"]).size)
+    }
 
     fn ids(content: &str, key: Option<&str>) -> Vec<String> {
         parse(content.as_bytes(), key).unwrap().into_iter().map(|job| job.request.request_id).collect()
@@ -118,8 +143,26 @@ mod tests {
         let complaints = parse(content.as_bytes(), None).unwrap_err();
         assert_eq!(complaints.len(), 4, "{complaints:?}");
         assert!(complaints[0].starts_with("line 2: not JSON"), "{complaints:?}");
-        assert!(complaints[1].starts_with("line 3: ") && complaints[1].contains("executr"), "{complaints:?}");
+        assert!(complaints[1].starts_with("line 3: not a TaskSpec: executr: "), "{complaints:?}");
         assert!(complaints[2].starts_with("line 4: ") && complaints[3].starts_with("line 5: "), "{complaints:?}");
+    }
+
+    #[test]
+    fn a_line_that_is_too_large_is_wrong() {
+        let large = format!("{{\"executor\":\"{}\"}}", "a".repeat(200));
+        let complaints = parse(large.as_bytes(), None).unwrap_err();
+        assert!(
+            complaints[0].starts_with("line 1: it has 203 bytes, and a task has at most 100 bytes"),
+            "{complaints:?}"
+        );
+    }
+
+    #[test]
+    fn keys_that_come_twice_are_found() {
+        let line =
+            |id: &str, tenant: &str| format!("{{\"requestId\":\"{id}\",\"spec\":{{\"tenant\":\"{tenant}\"}}}}\n");
+        let content = [line("a", "t"), line("b", "t"), line("a", "u"), line("a", "t"), line("a", "t")].concat();
+        assert_eq!(repeats(&parse(content.as_bytes(), None).unwrap()), [(4, 1), (5, 1)].into());
     }
 
     #[test]

@@ -18,7 +18,8 @@ use prost::Message;
 use crate::exit::Failure;
 use crate::output::{self, Format};
 
-pub(crate) use flags::{label_map, parse_pair};
+pub(crate) use flags::{label_map, parse_pair, read_spec};
+pub(crate) use outcome::state_name;
 
 /// The task's name in the contracts.
 const TASK: &str = "millrace.distributor.v1.Task";
@@ -36,10 +37,12 @@ Examples:
   millrace task submit --file jobs.jsonl --wait
   millrace task submit --idempotency-key build-4711 -- make
 
-A file has one TaskSpec as protobuf JSON a line, or {\"requestId\": …, \"spec\": …}. Running it
-again within 24 h submits nothing twice: request ids are made of the file's content, or of
---idempotency-key, and the line number. Lines that are refused are listed and make the exit code 1;
-the others are submitted all the same.")]
+A file has one TaskSpec as protobuf JSON a line, or {\"requestId\": …, \"spec\": …}. It is read whole
+first: when a line is no such JSON, or larger than a task may be, nothing is submitted, each such
+line is named with the field that is wrong, and the exit code is 64. What the service refuses (no
+route takes it, a bound is broken) is refused line by line: such lines are listed and make the exit
+code 1, and the others are submitted all the same. Running the file again within 24 h submits nothing
+twice: request ids are made of the file's content, or of --idempotency-key, and the line number.")]
     Submit(Box<submit::SubmitArgs>),
     /// Submit a command, show its output live, and exit as it exits
     #[command(after_help = "\
@@ -114,7 +117,7 @@ impl TaskCommand {
 
 /// A task whose JSON can be written: a spec that does not decode, as a damaged row may have, is left out and not the
 /// whole task.
-fn readable(task: &Task) -> Task {
+pub(crate) fn readable(task: &Task) -> Task {
     let mut task = task.clone();
     if TaskSpec::decode(task.spec.clone()).is_err() {
         eprintln!("millrace: the spec of task {} does not decode and is left out", task.id);

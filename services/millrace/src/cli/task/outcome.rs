@@ -43,7 +43,12 @@ pub(crate) fn describe(outcome: &Outcome) -> String {
     if let Some(signal) = outcome.signal {
         text.push_str(&format!(", signal {signal}"));
     }
-    if !outcome.message.is_empty() {
+    // An agent may have nothing to say but the same in words.
+    let said = [
+        outcome.exit_code.map(|code| format!("exit code {code}")),
+        outcome.signal.map(|signal| format!("killed by signal {signal}")),
+    ];
+    if !outcome.message.is_empty() && !said.contains(&Some(outcome.message.clone())) {
         text.push_str(&format!(": {}", printable(&outcome.message)));
     }
     text
@@ -147,6 +152,13 @@ mod tests {
         let outcome =
             Outcome { kind: OutcomeKind::NotStarted.into(), message: "no such\nfile".into(), ..Default::default() };
         assert_eq!(describe(&outcome), "not started: no such\\nfile");
+        let failed = |exit_code, signal, message: &str| {
+            let kind = OutcomeKind::Failed.into();
+            describe(&Outcome { kind, exit_code, signal, message: message.into(), ..Default::default() })
+        };
+        assert_eq!(failed(Some(3), None, "exit code 3"), "failed, exit code 3");
+        assert_eq!(failed(None, Some(9), "killed by signal 9"), "failed, signal 9");
+        assert_eq!(failed(Some(3), None, "out of disk"), "failed, exit code 3: out of disk");
         assert_eq!(state_name(4), "running");
         assert_eq!(state_name(99), "state 99");
     }

@@ -5,13 +5,13 @@ use std::time::SystemTime;
 use comfy_table::{Cell, Color};
 use millrace_proto::common::v1::{TaskSpec, TaskState};
 use millrace_proto::distributor::v1::{
-    ExplainTaskRequest, ExplainTaskResponse, GetTaskRequest, ListTasksRequest, Task, WatchTaskResponse,
+    Defect, ExplainTaskRequest, ExplainTaskResponse, GetTaskRequest, ListTasksRequest, Task, WatchTaskResponse,
     explanation::Reason, watch_task_response::Event,
 };
 use prost::Message;
 
 use super::flags::{label_map, parse_pair};
-use super::follow::follow;
+use super::follow::{Following, follow};
 use super::outcome::{describe, state_name};
 use super::run::{Show, state_line};
 use super::{TASK, readable, summary};
@@ -91,7 +91,12 @@ fn parse_state(text: &str) -> Result<TaskState, String> {
 /// Shows one task.
 pub(crate) async fn get(args: GetArgs) -> Result<(), Failure> {
     let client = Client::connect(&args.client, Service::Distributor).await?;
-    let answer = client.read(client.distributor().get_task(GetTaskRequest { id: args.id })).await?;
+    let request = GetTaskRequest { id: args.id };
+    let answer = client.read(|| {
+        let (mut calls, request) = (client.distributor(), request.clone());
+        async move { calls.get_task(request).await }
+    });
+    let answer = answer.await?;
     let task = answer.task.unwrap_or_default();
     match args.client.output {
         Format::Json => output::json_line(TASK, &readable(&task)),
@@ -114,7 +119,11 @@ pub(crate) async fn list(args: ListArgs) -> Result<(), Failure> {
     let mut table = tasks_table();
     while shown < limit {
         request.page_size = i32::try_from(PAGE.min(limit - shown)).unwrap_or(0);
-        let page = client.read(client.distributor().list_tasks(request.clone())).await?;
+        let page = client.read(|| {
+            let (mut calls, request) = (client.distributor(), request.clone());
+            async move { calls.list_tasks(request).await }
+        });
+        let page = page.await?;
         for task in &page.tasks {
             match args.client.output {
                 Format::Json => output::json_line(TASK, &readable(task))?,
@@ -157,7 +166,12 @@ fn tasks_table() -> comfy_table::Table {
 fn add_row(table: &mut comfy_table::Table, task: &Task) {
     let spec = TaskSpec::decode(task.spec.clone()).unwrap_or_default();
     let age = task.create_time.as_ref().map(|time| ago(time, SystemTime::now())).unwrap_or_default();
-    let end = task.outcome.as_ref().map(|outcome| output::cut(&describe(outcome), 40)).unwrap_or_default();
+    let end = match (&task.outcome, &task.quarantine) {
+        (Some(outcome), _) => describe(outcome),
+        (None, Some(quarantine)) => defect(quarantine.defect.as_ref()),
+        (None, None) => String::new(),
+    };
+    let end = output::cut(&end, 40);
     let tenant = if spec.tenant.is_empty() { "default" } else { &spec.tenant };
     table.add_row(vec![
         Cell::new(&task.id),
@@ -196,6 +210,9 @@ fn print_one(task: &Task) -> Result<(), Failure> {
     output::print_fields(&[
         ("id", task.id.clone()),
         ("state", state_name(task.state)),
+        ("set aside", task.quarantine.as_ref().map(|quarantine| at(&quarantine.since)).unwrap_or_default()),
+        ("because", task.quarantine.as_ref().map(|quarantine| defect(quarantine.defect.as_ref())).unwrap_or_default()),
+        ("ignored", task.ignored.iter().map(|one| defect(Some(one))).collect::<Vec<_>>().join("; ")),
         ("outcome", task.outcome.as_ref().map(describe).unwrap_or_default()),
         ("runs", summary(&spec, 200)),
         ("queue", output::printable(&task.queue)),
@@ -226,6 +243,11 @@ fn print_one(task: &Task) -> Result<(), Failure> {
     print_tail(task)
 }
 
+/// What cannot be read of a row.
+fn defect(defect: Option<&Defect>) -> String {
+    defect.map(|Defect { column, error }| output::printable(&format!("{column} {error}"))).unwrap_or_default()
+}
+
 fn print_attempts(task: &Task) -> Result<(), Failure> {
     if task.attempts.is_empty() {
         return Ok(());
@@ -248,7 +270,7 @@ fn print_attempts(task: &Task) -> Result<(), Failure> {
 fn print_tail(task: &Task) -> Result<(), Failure> {
     let Some(outcome) = task.outcome.as_ref().filter(|outcome| !outcome.output_tail.is_empty()) else { return Ok(()) };
     let kept = outcome.output_tail.len();
-    output::line(&format!("\noutput (the last {kept} of {} bytes)", outcome.output_bytes))?;
+    output::line(&format!("\noutput (the last {kept} of {})", output::count(outcome.output_bytes, "byte")))?;
     for text in String::from_utf8_lossy(&outcome.output_tail).lines() {
         output::line(&output::printable(text))?;
     }
@@ -268,7 +290,8 @@ pub(crate) async fn watch(args: WatchArgs) -> Result<(), Failure> {
         }
         _ => show.event(event),
     };
-    let ended = follow(&client, &args.id, args.no_output, false, &mut on_event).await?;
+    let following = Following { id: &args.id, without_output: args.no_output, quietly: false, known: false };
+    let ended = follow(&client, following, &mut on_event).await?;
     if args.client.output == Format::Table && !args.no_output {
         show.printer.rest(&ended)?;
     }
@@ -278,7 +301,12 @@ pub(crate) async fn watch(args: WatchArgs) -> Result<(), Failure> {
 /// Tells why a task is not running.
 pub(crate) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
     let client = Client::connect(&args.client, Service::Distributor).await?;
-    let mut answer = client.read(client.distributor().explain_task(ExplainTaskRequest { id: args.id })).await?;
+    let request = ExplainTaskRequest { id: args.id };
+    let answer = client.read(|| {
+        let (mut calls, request) = (client.distributor(), request.clone());
+        async move { calls.explain_task(request).await }
+    });
+    let mut answer = answer.await?;
     if args.client.output == Format::Json {
         answer.task = answer.task.as_ref().map(readable);
         return output::json_line("millrace.distributor.v1.ExplainTaskResponse", &answer);

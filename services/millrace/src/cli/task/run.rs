@@ -4,11 +4,10 @@ use std::pin::pin;
 
 use millrace_proto::distributor::v1::watch_task_response::Event;
 use millrace_proto::distributor::v1::{CancelTaskRequest, SubmitTaskRequest, Task, WatchTaskResponse};
-use prost::Message;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::flags::SpecFlags;
-use super::follow::{Printer, follow};
+use super::flags::{SizeFlag, SpecFlags};
+use super::follow::{Following, Printer, follow};
 use super::outcome::{state_name, verdict};
 use crate::client::{Client, ClientArgs, request_id};
 use crate::endpoint::Service;
@@ -25,6 +24,8 @@ pub(crate) struct RunArgs {
     client: ClientArgs,
     #[command(flatten)]
     spec: SpecFlags,
+    #[command(flatten)]
+    size: SizeFlag,
     /// Makes repeats harmless for 24 h: the same key with the same task follows the task that it first stored.
     #[arg(long, value_name = "KEY", help_heading = "Submission")]
     idempotency_key: Option<String>,
@@ -39,11 +40,8 @@ pub(crate) struct RunArgs {
 /// Runs it. Wrong flags are exit code 64 as ever; whatever else is not the command's own end is 125, so that a script
 /// can tell.
 pub(crate) async fn run(args: RunArgs) -> Result<(), Failure> {
-    let spec = args.spec.build(args.command)?;
-    let request = SubmitTaskRequest {
-        request_id: args.idempotency_key.unwrap_or_else(request_id),
-        spec: spec.encode_to_vec().into(),
-    };
+    let spec = args.spec.encode(args.command, args.size)?;
+    let request = SubmitTaskRequest { request_id: args.idempotency_key.unwrap_or_else(request_id), spec };
     let ended = submit_and_follow(&args.client, request, args.verbose).await;
     ended.map_err(|failure| match failure {
         Failure::Request(text) | Failure::Unavailable(text) => Failure::Ended(NOT_THE_COMMANDS, Some(text)),
@@ -92,7 +90,8 @@ async fn follow_to_end(
     interrupts: &mut Interrupts,
 ) -> Result<Task, Failure> {
     let mut on_event = |event: &WatchTaskResponse| show.event(event);
-    let mut following = pin!(follow(client, id, false, false, &mut on_event));
+    let following = Following { id, without_output: false, quietly: false, known: true };
+    let mut following = pin!(follow(client, following, &mut on_event));
     let mut cancelling = pin!(cancel(client, id));
     let mut cancelled = false;
     loop {

@@ -76,7 +76,10 @@ impl Sum {
                 format!("{} {}", task.id, state_name(task.state))
             }),
             Err(Failure::Request(text)) => {
-                self.failures.push(Failure::Request(format!("task {}: {text}", output::printable(id))));
+                // A service that names the task needs no help with it.
+                let named = id.len() > 8 && text.contains(id);
+                let text = if named { text } else { format!("task {}: {text}", output::printable(id)) };
+                self.failures.push(Failure::Request(text));
                 Ok(())
             }
             Err(fatal) => Err(fatal),

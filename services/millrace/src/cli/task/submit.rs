@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use millrace_proto::distributor::v1::SubmitTaskRequest;
-use prost::Message;
 
-use super::flags::SpecFlags;
-use super::follow::follow;
+use super::flags::{SizeFlag, SpecFlags};
+use super::follow::{Following, follow};
 use super::outcome::{describe, state_name};
 use super::{batch, print_task};
 use crate::client::{Client, ClientArgs, request_id};
@@ -20,6 +19,8 @@ pub(crate) struct SubmitArgs {
     pub(crate) client: ClientArgs,
     #[command(flatten)]
     spec: SpecFlags,
+    #[command(flatten)]
+    pub(crate) size: SizeFlag,
     /// Makes repeats harmless for 24 h: the same key with the same task stores it once. A time like +5m makes each
     /// repeat another task, which is refused.
     #[arg(long, value_name = "KEY", help_heading = "Submission")]
@@ -45,11 +46,8 @@ pub(crate) async fn submit(args: SubmitArgs) -> Result<(), Failure> {
 
 async fn submit_one(args: SubmitArgs) -> Result<(), Failure> {
     let format = args.client.output;
-    let spec = args.spec.build(args.command)?;
-    let request = SubmitTaskRequest {
-        request_id: args.idempotency_key.unwrap_or_else(request_id),
-        spec: spec.encode_to_vec().into(),
-    };
+    let spec = args.spec.encode(args.command, args.size)?;
+    let request = SubmitTaskRequest { request_id: args.idempotency_key.unwrap_or_else(request_id), spec };
     let client = Client::connect(&args.client, Service::Distributor).await?;
     let answer = client.change(|| {
         let (mut calls, request) = (client.distributor(), request.clone());
@@ -63,7 +61,8 @@ async fn submit_one(args: SubmitArgs) -> Result<(), Failure> {
     if !args.wait {
         return print_task(format, &task, |task| task.id.clone());
     }
-    let ended = follow(&client, &task.id, true, false, &mut |_| Ok(())).await?;
+    let following = Following { id: &task.id, without_output: true, quietly: false, known: true };
+    let ended = follow(&client, following, &mut |_| Ok(())).await?;
     print_task(format, &ended, |task| format!("{} {}", task.id, state_name(task.state)))?;
     match batch::succeeded(&ended) {
         true => Ok(()),

@@ -53,7 +53,19 @@ impl Bed {
     /// Changes rows behind the store's back.
     fn vandalize(&self, sql: &str) {
         let mut connection = SqliteConnection::establish(self.path().to_str().unwrap()).unwrap();
-        assert!(sql_query(sql).execute(&mut connection).unwrap() > 0, "{sql} changed nothing");
+        let changed = sql_query(sql).execute(&mut connection).unwrap();
+        assert!(changed > 0 || sql.starts_with("ALTER"), "{sql} changed nothing");
+    }
+
+    /// What a query gives as `line`, once it is read behind the store's back.
+    fn line(&self, sql: &str) -> String {
+        #[derive(diesel::QueryableByName)]
+        struct Line {
+            #[diesel(sql_type = diesel::sql_types::Text)]
+            line: String,
+        }
+        let mut connection = SqliteConnection::establish(self.path().to_str().unwrap()).unwrap();
+        sql_query(sql).get_result::<Line>(&mut connection).unwrap().line
     }
 
     fn submit(&self, count: usize) -> Vec<TaskId> {

@@ -1,4 +1,4 @@
-//! Reading and judging a task's spec. Bounds are those that the contract states.
+//! Reading and judging the spec of a submission. Bounds are those that the contract states.
 
 use std::time::Duration;
 
@@ -6,6 +6,8 @@ use millrace_core::{id::is_name, retry::RetryPolicy, time::Timestamp};
 use millrace_proto::common::v1 as wire;
 use millrace_runtime::status::{Fault, Violations};
 use prost::Message;
+
+use super::drill;
 
 /// The tenant of a spec that names none.
 pub(crate) const DEFAULT_TENANT: &str = "default";
@@ -41,25 +43,9 @@ pub(crate) fn read(bytes: &[u8], field: &str, max_bytes: usize) -> Result<Spec, 
     if bytes.len() > max_bytes {
         return Err(Fault::invalid(field, format!("has {} bytes; at most {max_bytes} are accepted", bytes.len())));
     }
-    let decoded = wire::TaskSpec::decode(bytes).map_err(|error| Fault::invalid(field, error.to_string()))?;
+    let decoded =
+        wire::TaskSpec::decode(&*drill::seen(bytes)).map_err(|error| Fault::invalid(field, error.to_string()))?;
     judge(decoded, field)
-}
-
-/// The retry policy of a stored spec. What cannot be read falls back to the defaults: the task still runs.
-pub(crate) fn retry_policy(bytes: &[u8]) -> RetryPolicy {
-    let defaults = RetryPolicy::default();
-    let Some(retry) = wire::TaskSpec::decode(bytes).ok().and_then(|spec| spec.retry) else { return defaults };
-    RetryPolicy {
-        max_attempts: retry.max_attempts.and_then(|count| u32::try_from(count).ok()).unwrap_or(defaults.max_attempts),
-        max_losses: retry.max_losses.and_then(|count| u32::try_from(count).ok()).unwrap_or(defaults.max_losses),
-        min_backoff: retry.min_backoff.and_then(|span| Duration::try_from(span).ok()).unwrap_or(defaults.min_backoff),
-        max_backoff: retry.max_backoff.and_then(|span| Duration::try_from(span).ok()).unwrap_or(defaults.max_backoff),
-    }
-}
-
-/// The labels of a stored spec; none when it cannot be read.
-pub(crate) fn labels_of(bytes: &[u8]) -> Option<std::collections::BTreeMap<String, String>> {
-    wire::TaskSpec::decode(bytes).ok().map(|spec| spec.labels)
 }
 
 fn judge(spec: wire::TaskSpec, field: &str) -> Result<Spec, Fault> {
@@ -228,13 +214,5 @@ mod tests {
         assert!(read(&command(&[&"x".repeat(2000)]).encode_to_vec(), "spec", 1000).is_err());
         assert!(read(&[], "spec", 1000).is_err());
         assert!(read(&[0xFF, 0xFF, 0xFF], "spec", 1000).is_err());
-    }
-
-    #[test]
-    fn a_stored_policy_is_read_back_and_garbage_gives_the_defaults() {
-        let retry = Some(wire::RetryPolicy { max_attempts: Some(5), ..Default::default() });
-        let bytes = wire::TaskSpec { retry, ..command(&["a"]) }.encode_to_vec();
-        assert_eq!(retry_policy(&bytes), RetryPolicy { max_attempts: 5, ..RetryPolicy::default() });
-        assert_eq!(retry_policy(&[0xFF]), RetryPolicy::default());
     }
 }

@@ -1,0 +1,308 @@
+//! Rows of tasks that this build may not be able to read: read whole and raw, judged, and set aside (R10).
+
+use millrace_core::{
+    foreign::{self, Defect, Holder, References, Row, Value, Verdict},
+    id::TaskId,
+};
+use uuid::Uuid;
+
+use super::{
+    columns::{Columns, Read},
+    conn::Conn,
+    moves::{Ending, finish},
+    pool::Pool,
+    rows::{now_us, text, uuid},
+    sql::{Statement, sql},
+};
+use crate::{Drift, Examined, Inspected, Reader, Result, StoreError, foreign::may_run};
+
+/// A live row, whole.
+pub(super) struct RawTask {
+    pub(super) id: TaskId,
+    /// The columns but for the spec, as a JSON object: as they are kept, and put back.
+    pub(super) raw: String,
+    /// The same as values, with the spec.
+    pub(super) row: Row,
+    pub(super) references: References,
+    pub(super) now_us: i64,
+}
+
+/// Reads rows whole, as JSON, which has a form for every type; the spec apart, because its bytes are judged. What a row refers to is
+/// compared as text, so that it is found whatever type a column has.
+macro_rules! select_raw {
+    ($rest:literal) => {
+        concat!(
+            "SELECT t.id, (to_jsonb(t) - 'spec')::text AS raw, t.spec,
+                EXISTS (SELECT 1 FROM queues q WHERE q.name = t.queue::text) AS queue_known,
+                (SELECT s.state FROM sessions s WHERE s.id = t.session_id) AS holder, ",
+            now_us!(),
+            " AS now_us FROM tasks t ",
+            $rest
+        )
+    };
+}
+
+fn raw_task(columns: &mut Columns<'_>) -> Read<RawTask> {
+    let id = TaskId(columns.get()?);
+    let raw: String = columns.get()?;
+    let mut row = from_json(&raw).map_err(|error| Defect::new("raw", error))?;
+    let spec = columns.get_nullable::<Vec<u8>>();
+    row.insert("spec".into(), spec_value(spec));
+    let queue = columns.get()?;
+    let holder = holder(columns.get_nullable()?);
+    Ok(RawTask { id, raw, row, references: References { queue, holder }, now_us: columns.get()? })
+}
+
+fn spec_value(spec: Read<Option<Vec<u8>>>) -> Value {
+    match spec {
+        Ok(Some(bytes)) => Value::Bytes(bytes),
+        Ok(None) => Value::Null,
+        Err(defect) => Value::Other(defect.error),
+    }
+}
+
+pub(super) fn holder(state: Option<i16>) -> Holder {
+    match state {
+        Some(1) => Holder::Live,
+        Some(_) => Holder::Over,
+        None => Holder::Gone,
+    }
+}
+
+/// A JSON object as the columns of a row.
+pub(super) fn from_json(text: &str) -> std::result::Result<Row, String> {
+    let object: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(text).map_err(|error| error.to_string())?;
+    Ok(object.into_iter().map(|(name, value)| (name, from_json_value(value))).collect())
+}
+
+fn from_json_value(value: serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Null => Value::Null,
+        serde_json::Value::Bool(value) => Value::Bool(value),
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(number), _) => Value::Integer(number),
+            (None, Some(number)) => Value::Real(number),
+            (None, None) => Value::Other(number.to_string()),
+        },
+        serde_json::Value::String(text) => Value::Text(text),
+        other => Value::Other(other.to_string()),
+    }
+}
+
+// ── Examining ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+pub(super) fn examine(pool: &Pool, reader: &Reader, tasks: &[TaskId]) -> Result<Vec<Examined>> {
+    if tasks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (reader, tasks) = (reader.clone(), tasks.to_vec());
+    pool.transaction(move |conn| {
+        let found = locked(conn, &tasks)?;
+        let mut examined: std::collections::BTreeMap<TaskId, Examined> = Default::default();
+        let mut aside = Vec::new();
+        for task in &found {
+            let what = match reader.judge(&task.row, task.references).verdict {
+                Verdict::Readable => Examined::Readable,
+                Verdict::TooNew(defect) => Examined::TooNew(defect),
+                Verdict::Unreadable(defect) if may_run(&task.row, task.references.holder, task.now_us) => {
+                    Examined::Held(defect)
+                }
+                Verdict::Unreadable(defect) => {
+                    aside.push((task, defect.clone()));
+                    Examined::Quarantined(defect)
+                }
+            };
+            examined.insert(task.id, what);
+        }
+        set_aside(conn, &reader, &aside)?;
+        Ok(tasks.iter().map(|task| examined.get(task).cloned().unwrap_or(Examined::Gone)).collect())
+    })
+}
+
+/// Sets aside rows that this call has just claimed and that cannot be read: nobody has been told of the claim.
+pub(super) fn set_claimed_aside(conn: &mut Conn<'_>, reader: &Reader, claimed: &[(TaskId, Defect)]) -> Result<()> {
+    let ids: Vec<TaskId> = claimed.iter().map(|(task, _)| *task).collect();
+    let found = locked(conn, &ids)?;
+    let why = |task: &RawTask| claimed.iter().find(|(id, _)| *id == task.id).map(|(_, defect)| defect.clone());
+    let aside: Vec<(&RawTask, Defect)> = found.iter().filter_map(|task| Some((task, why(task)?))).collect();
+    set_aside(conn, reader, &aside)
+}
+
+/// Live rows, whole, locked in the order of their ids.
+pub(super) fn locked(conn: &mut Conn<'_>, tasks: &[TaskId]) -> Result<Vec<RawTask>> {
+    let statement = sql(select_raw!("WHERE t.id = ANY($1::uuid[]) ORDER BY t.id FOR UPDATE OF t"));
+    conn.rows(statement.array(tasks.iter().map(|task| task.0)), raw_task)
+}
+
+/// Moves locked rows into the quarantine.
+fn set_aside(conn: &mut Conn<'_>, reader: &Reader, rows: &[(&RawTask, Defect)]) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let all = || rows.iter();
+    let spec = |row: &Row| foreign::bytes(row, "spec").map(<[u8]>::to_vec).ok();
+    let statement = sql(concat!(
+        "INSERT INTO quarantine (task_id, tenant, queue, raw, spec, error, column_name, writer_format, refused_by, first_seen_us)
+         SELECT item.*, $1, ",
+        now_us!(),
+        " FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[], $9::smallint[]) AS item
+         ON CONFLICT (task_id) DO UPDATE SET tenant = excluded.tenant, queue = excluded.queue, raw = excluded.raw,
+            spec = excluded.spec, error = excluded.error, column_name = excluded.column_name,
+            writer_format = excluded.writer_format, refused_by = excluded.refused_by"
+    ));
+    let specs: Vec<Option<Vec<u8>>> = all().map(|(task, _)| spec(&task.row)).collect();
+    let statement = statement
+        .bind(serde_json::json!([reader.build]).to_string())
+        .array(all().map(|(task, _)| task.id.0))
+        .array(all().map(|(task, _)| foreign::text(&task.row, "tenant").ok()))
+        .array(all().map(|(task, _)| foreign::text(&task.row, "queue").ok()))
+        .array(all().map(|(task, _)| task.raw.as_str()))
+        .array(specs.iter().map(|spec| spec.as_deref()))
+        .array(all().map(|(_, defect)| defect.error.as_str()))
+        .array(all().map(|(_, defect)| defect.column.as_str()))
+        .array(all().map(|(task, _)| foreign::integer::<i16>(&task.row, "format").ok()));
+    conn.execute(statement)?;
+    let gone = sql("DELETE FROM tasks WHERE id = ANY($1::uuid[])").array(all().map(|(task, _)| task.id.0));
+    conn.execute(gone)?;
+    for (task, defect) in rows {
+        tracing::warn!(task = %task.id, %defect, "a row was set aside: this build cannot read it");
+    }
+    Ok(())
+}
+
+/// Why a waiting row must not end here: it is to be set aside, or left to a later release. Its spec does not matter to its end.
+pub(super) fn unfit_to_end(task: &RawTask) -> Option<Defect> {
+    match Reader::default().judge(&task.row, task.references).verdict {
+        Verdict::Readable => None,
+        Verdict::TooNew(defect) | Verdict::Unreadable(defect) => Some(defect),
+    }
+}
+
+/// Moves a locked row to the finished tasks, column by column.
+pub(super) fn end_live(conn: &mut Conn<'_>, task: &RawTask, ending: &Ending) -> Result<()> {
+    let spec = foreign::bytes(&task.row, "spec").unwrap_or_default();
+    finish(conn, task.id, &task.row, spec, ending)?;
+    conn.execute(sql("DELETE FROM tasks WHERE id = $1").bind(task.id.0)).map(drop)
+}
+
+// ── Looking for them ────────────────────────────────────────────────────────────────────────────────────────────────
+
+pub(super) fn inspect(people: &Pool, reader: &Reader, after: Option<TaskId>, limit: i64) -> Result<Inspected> {
+    let limit = limit.max(1);
+    let statement: Statement = sql(select_raw!("WHERE t.id > $1 ORDER BY t.id LIMIT $2"));
+    let statement = statement.bind(after.map_or(Uuid::nil(), |task| task.0)).bind(limit);
+    let reader = reader.clone();
+    people.read(move |conn| {
+        let found = conn.rows(statement, raw_task)?;
+        let next = found.last().filter(|_| found.len() as i64 == limit).map(|task| task.id);
+        let judged = |task: RawTask| (task.id, reader.judge(&task.row, task.references));
+        Ok(Inspected { rows: found.into_iter().map(judged).collect(), next })
+    })
+}
+
+/// Steps from (queue, tenant) to (queue, tenant) through the index over what waits. Its order puts what holds nothing last, where no
+/// comparison finds it, so that is looked up by itself.
+const STRAYS: &str = "WITH RECURSIVE lane AS (
+        (SELECT queue, tenant FROM tasks WHERE ready_at_us IS NOT NULL AND queue IS NOT NULL AND tenant IS NOT NULL
+         ORDER BY queue, tenant LIMIT 1)
+        UNION ALL
+        SELECT next.queue, next.tenant FROM lane CROSS JOIN LATERAL (
+            SELECT queue, tenant FROM tasks
+            WHERE ready_at_us IS NOT NULL AND (queue, tenant) > (lane.queue, lane.tenant)
+                AND queue IS NOT NULL AND tenant IS NOT NULL
+            ORDER BY queue, tenant LIMIT 1) AS next
+    ), queue AS MATERIALIZED (
+        SELECT DISTINCT queue AS name FROM lane UNION SELECT name FROM queues
+    )
+    SELECT id FROM (
+        SELECT t.id FROM queue CROSS JOIN LATERAL (
+            SELECT id FROM tasks WHERE queue = queue.name AND ready_at_us IS NOT NULL LIMIT $1) AS t
+        WHERE NOT EXISTS (SELECT 1 FROM queues q WHERE q.name = queue.name)
+        UNION ALL
+        (SELECT id FROM tasks WHERE queue IS NULL AND ready_at_us IS NOT NULL LIMIT $1)
+        UNION ALL
+        SELECT t.id FROM queue CROSS JOIN LATERAL (
+            SELECT id FROM tasks WHERE queue = queue.name AND tenant IS NULL AND ready_at_us IS NOT NULL LIMIT $1) AS t
+        UNION ALL
+        SELECT t.id FROM lane CROSS JOIN LATERAL (
+            SELECT id FROM tasks WHERE queue = lane.queue AND tenant = lane.tenant AND rank IS NULL AND ready_at_us IS NOT NULL
+            LIMIT $1) AS t
+    ) AS strays LIMIT $1";
+
+pub(super) fn strays(pool: &Pool, limit: i64) -> Result<Vec<TaskId>> {
+    let statement = sql(STRAYS).bind(limit.max(0));
+    pool.read(move |conn| Ok(conn.rows(statement, uuid)?.into_iter().map(TaskId).collect()))
+}
+
+// ── Types that drifted ──────────────────────────────────────────────────────────────────────────────────────────────
+
+/// The columns of both tables of tasks.
+pub(super) const BOTH: [(&str, &str); 24] = [
+    ("id", "uuid"),
+    ("tenant", "text"),
+    ("queue", "text"),
+    ("state", "smallint"),
+    ("rank", "integer"),
+    ("executor", "text"),
+    ("resource_class", "text"),
+    ("concurrency_key", "text"),
+    ("exclusive", "boolean"),
+    ("timeout_ms", "bigint"),
+    ("attempt", "integer"),
+    ("token", "bigint"),
+    ("session_id", "uuid"),
+    ("failures", "integer"),
+    ("losses", "integer"),
+    ("unsupported", "integer"),
+    ("created_at_us", "bigint"),
+    ("expires_at_us", "bigint"),
+    ("dispatched_at_us", "bigint"),
+    ("started_at_us", "bigint"),
+    ("trace_context", "text"),
+    ("format", "smallint"),
+    ("min_reader", "smallint"),
+    ("spec", "bytea"),
+];
+
+const LIVE: [(&str, &str); 2] = [("ready_at_us", "bigint"), ("wake_at_us", "bigint")];
+
+const FINISHED: [(&str, &str); 9] = [
+    ("slot", "smallint"),
+    ("finished_at_us", "bigint"),
+    ("outcome", "smallint"),
+    ("exit_code", "integer"),
+    ("signal", "integer"),
+    ("message", "text"),
+    ("output_tail", "bytea"),
+    ("output_bytes", "bigint"),
+    ("ended_at_us", "bigint"),
+];
+
+pub(super) fn drift(people: &Pool) -> Result<Vec<Drift>> {
+    people.read(|conn| {
+        let mut drift = Vec::new();
+        for (table, more) in [("tasks", &LIVE[..]), ("finished_tasks", &FINISHED[..])] {
+            let found = columns_of(conn, table)?;
+            for (column, expected) in BOTH.iter().chain(more) {
+                let found = found.iter().find(|(name, _)| name == column).map(|(_, of)| of.clone());
+                if found.as_deref() != Some(*expected) {
+                    let (table, column, expected) = (table.to_owned(), (*column).to_owned(), (*expected).to_owned());
+                    drift.push(Drift { table, column, expected, found });
+                }
+            }
+        }
+        Ok(drift)
+    })
+}
+
+/// A table's columns with their types, in the words of the database.
+pub(super) fn columns_of(conn: &mut Conn<'_>, table: &str) -> Result<Vec<(String, String)>> {
+    let statement = sql("SELECT a.attname::text, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
+        WHERE a.attrelid = $1::text::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum");
+    let columns = conn.rows(statement.bind(table), |row| Ok((text(row)?, text(row)?)))?;
+    match columns.is_empty() {
+        true => Err(StoreError::Internal(format!("the table {table} has no columns"))),
+        false => Ok(columns),
+    }
+}

@@ -1,0 +1,2 @@
+INSERT INTO members (id, kind, endpoint, build, min_reader, max_reader, expires_served_ms, seen_at_us) VALUES ('01a20d21-f69c-70f1-b180-a4c7952ffd4a', '1', 'http://127.0.0.1:35489', '0.1.0 (commit unknown)', '1', '1', '6128', '1795516660357427');
+INSERT INTO members (id, kind, endpoint, build, min_reader, max_reader, expires_served_ms, seen_at_us) VALUES ('4ba2e99e-415b-5139-967b-1ee7bcfa88ea', '2', 'http://127.0.0.1:35693', '0.1.0 (commit unknown)', '1', '1', '6128', '1795516660337500');

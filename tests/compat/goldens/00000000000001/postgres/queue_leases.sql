@@ -1,0 +1,10 @@
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('attempts', '4ba2e99e-415b-5139-967b-1ee7bcfa88ea', 'http://127.0.0.1:35693', '1', '5385');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('batch', '4ba2e99e-415b-5139-967b-1ee7bcfa88ea', 'http://127.0.0.1:35693', '1', '5385');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('changed', '4ba2e99e-415b-5139-967b-1ee7bcfa88ea', 'http://127.0.0.1:35693', '1', '5385');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('default', '4ba2e99e-415b-5139-967b-1ee7bcfa88ea', 'http://127.0.0.1:35693', '1', '5385');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('draining', '4ba2e99e-415b-5139-967b-1ee7bcfa88ea', 'http://127.0.0.1:35693', '1', '5385');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('ended', '4ba2e99e-415b-5139-967b-1ee7bcfa88ea', 'http://127.0.0.1:35693', '1', '5385');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('held', '4ba2e99e-415b-5139-967b-1ee7bcfa88ea', 'http://127.0.0.1:35693', '1', '5385');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('moving', '4ba2e99e-415b-5139-967b-1ee7bcfa88ea', 'http://127.0.0.1:35693', '1', '5385');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('paused', '4ba2e99e-415b-5139-967b-1ee7bcfa88ea', 'http://127.0.0.1:35693', '1', '5385');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('paused-until', '4ba2e99e-415b-5139-967b-1ee7bcfa88ea', 'http://127.0.0.1:35693', '1', '5385');

@@ -1,0 +1,2 @@
+INSERT INTO members ("id", "kind", "endpoint", "build", "reader_min", "reader_max", "expires_served_ms", "seen_at_us") VALUES (X'01A20D21F171755F820A8001C1129933', 1, 'http://127.0.0.1:34989', '0.1.0 (commit unknown)', 1, 1, 5094, 1795516658095817);
+INSERT INTO members ("id", "kind", "endpoint", "build", "reader_min", "reader_max", "expires_served_ms", "seen_at_us") VALUES (X'20B2C030E9425E5AA277BA7C91BE27E5', 2, 'http://127.0.0.1:34989', '0.1.0 (commit unknown)', 1, 1, 5094, 1795516658095023);

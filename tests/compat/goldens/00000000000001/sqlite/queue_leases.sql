@@ -1,0 +1,10 @@
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('attempts', X'20B2C030E9425E5AA277BA7C91BE27E5', 'http://127.0.0.1:34989', 1, 5096);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('batch', X'20B2C030E9425E5AA277BA7C91BE27E5', 'http://127.0.0.1:34989', 1, 5096);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('changed', X'20B2C030E9425E5AA277BA7C91BE27E5', 'http://127.0.0.1:34989', 1, 5096);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('default', X'20B2C030E9425E5AA277BA7C91BE27E5', 'http://127.0.0.1:34989', 1, 5096);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('draining', X'20B2C030E9425E5AA277BA7C91BE27E5', 'http://127.0.0.1:34989', 1, 5096);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('ended', X'20B2C030E9425E5AA277BA7C91BE27E5', 'http://127.0.0.1:34989', 1, 5096);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('held', X'20B2C030E9425E5AA277BA7C91BE27E5', 'http://127.0.0.1:34989', 1, 5096);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('moving', X'20B2C030E9425E5AA277BA7C91BE27E5', 'http://127.0.0.1:34989', 1, 5096);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('paused', X'20B2C030E9425E5AA277BA7C91BE27E5', 'http://127.0.0.1:34989', 1, 5096);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('paused-until', X'20B2C030E9425E5AA277BA7C91BE27E5', 'http://127.0.0.1:34989', 1, 5096);

@@ -54,7 +54,7 @@ def main():
     if not shown:
         sys.exit("there are no samples")
     figure, axes = plt.subplots(
-        len(BANDS), len(shown), figsize=(7 * len(shown), 9), squeeze=False, sharey="row", layout="constrained"
+        len(BANDS), len(shown), figsize=(5 * len(shown), 9), squeeze=False, layout="constrained"
     )
     for column, (name, points) in enumerate(shown.items()):
         draw(axes[:, column], points, name)

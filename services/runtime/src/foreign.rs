@@ -9,10 +9,13 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use millrace_core::id::TaskId;
+use millrace_core::{
+    foreign::{Reading, Verdict},
+    id::TaskId,
+};
 use millrace_store::{Drift, Examined, StoreError};
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -30,6 +33,16 @@ const PAGE: usize = 200;
 
 /// Transactions of one step: past them others have the database first.
 const PAGES: usize = 10;
+
+/// Rows of one look ahead, each with its spec, and the most looks of one step.
+const AHEAD: (i64, usize) = (500, 10);
+
+/// Where one row in so many cannot be read, the rows after it are looked at as well: whoever writes such rows writes many, and one by one
+/// they would hold up what waits behind them.
+const CROWDED: usize = 5;
+
+/// How long rows that were looked at are not looked at again on account of a suspect.
+const LOOKED: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Column {
@@ -67,6 +80,8 @@ pub struct ForeignRows {
     started: AtomicBool,
     /// Suspects that were taken and not examined yet, because the database did not answer.
     pending: Mutex<Vec<TaskId>>,
+    /// Up to where rows were looked at ahead of suspects, and when.
+    ahead: Mutex<Option<(TaskId, Instant)>>,
 }
 
 impl ForeignRows {
@@ -102,6 +117,7 @@ impl ForeignRows {
             suspects: Family::default(),
             started: AtomicBool::new(false),
             pending: Mutex::default(),
+            ahead: Mutex::default(),
         };
         registry.register("rows_unreadable", "Reads of a row given up for a column", rows.unreadable.clone());
         registry.register("fields_ignored", "Reads that went on without a column or field", rows.ignored.clone());
@@ -183,9 +199,38 @@ impl ForeignRows {
             if tasks.is_empty() {
                 return Ok(());
             }
-            if let Err(error) = self.examine(context, tasks.clone()).await {
-                *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
-                return Err(error);
+            match self.examine(context, tasks.clone()).await {
+                Ok(examined) => self.look_ahead(context, &examined).await?,
+                Err(error) => {
+                    *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets aside what cannot be read right after rows that could not: in the order of ids, which is that of submission.
+    async fn look_ahead(&self, context: &Context, examined: &[(TaskId, Examined)]) -> Result<(), StoreError> {
+        // What a claim has set aside is gone when it is examined.
+        let bad = examined.iter().filter(|(_, verdict)| matches!(verdict, Examined::Quarantined(_) | Examined::Gone));
+        let Some(first) = bad.map(|(task, _)| *task).min() else { return Ok(()) };
+        let looked = *self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut after = looked.filter(|(_, when)| when.elapsed() < LOOKED).map_or(first, |(to, _)| to.max(first));
+        let (limit, looks) = AHEAD;
+        for _ in 0..looks {
+            let seen = context.call(move |store| store.inspect(Some(after), limit)).await?;
+            let unreadable = |(task, reading): &(TaskId, Reading)| {
+                matches!(reading.verdict, Verdict::Unreadable(_)).then_some(*task)
+            };
+            let bad: Vec<TaskId> = seen.rows.iter().filter_map(unreadable).collect();
+            let crowded = bad.len() * CROWDED >= seen.rows.len();
+            self.examine(context, bad).await?;
+            let Some((last, _)) = seen.rows.last() else { break };
+            after = *last;
+            *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = Some((after, Instant::now()));
+            if !crowded || seen.next.is_none() {
+                break;
             }
         }
         Ok(())

@@ -58,6 +58,7 @@ const HICCUP_ROWS: usize = 50;
 pub(crate) async fn run(cli: &Cli, report: &mut Report) -> Result<()> {
     let mut random = StdRng::seed_from_u64(report.seed());
     report.say(&format!("D1a, seed {}", report.seed()));
+    report.figure("machine_load_before", load_average());
     let mut stand = Stand::start(report.out(), LIMIT).await?;
     let sampler = Sampler::start(&stand.database)?;
     let rate = match (cli.short, cli.rate) {
@@ -72,6 +73,7 @@ pub(crate) async fn run(cli: &Cli, report: &mut Report) -> Result<()> {
         whole(cli, &mut stand, rate, &mut random, report).await?;
     }
     report.timeline(&sampler.samples(), &stand.judge.runs()?);
+    report.figure("machine_load_after", load_average());
     drop(sampler);
     stand.stop().await?;
     if cli.wants(Part::Naive) && !cli.short {
@@ -112,6 +114,12 @@ async fn short(stand: &mut Stand, rate: f64, random: &mut StdRng, report: &mut R
     mixes::run(stand, &cell, "short", Some(random), report).await?;
     hiccup::run(stand, rate, 0, random, report).await?;
     mend::run(stand, report).await
+}
+
+/// The machine's load of the last minute: waits that are compared mean little when others use it as well. Unknown is 0.
+fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or_default()
 }
 
 /// Tasks a second that go through when submitters wait for nothing but their answers.

@@ -104,3 +104,35 @@ fn what_is_shown_is_what_holds_now() {
     let text = metrics.encode();
     assert!(!text.contains("column=\"rank\"") && !text.contains("build=\"2\""), "{text}");
 }
+
+#[tokio::test]
+async fn where_many_rows_cannot_be_read_those_after_a_suspect_are_set_aside_with_it() {
+    let (store, _clock) = MemoryStore::settable(Timestamp(1_700_000_000_000_000));
+    let context = context(&store);
+    let rows = context.metrics.group(ForeignRows::register);
+    let ids: Vec<TaskId> = (1..=40).map(|number| submit(&store, number)).collect();
+    let (bad, good) = ids.split_at(30);
+    for task in bad {
+        store.damage(*task, "rank", Value::Null);
+    }
+    store.foreign().unreadable(Some(bad[0]), &Defect::new("rank", "is null"));
+    rows.step(&context).await.unwrap();
+    assert!(bad.iter().all(|task| store.is_quarantined(*task).unwrap()));
+    assert!(good.iter().all(|task| !store.is_quarantined(*task).unwrap()));
+    assert_eq!(rows.quarantined(), bad.len() as u64);
+}
+
+#[tokio::test]
+async fn one_bad_row_among_many_good_ones_is_no_reason_to_read_them_all() {
+    let (store, _clock) = MemoryStore::settable(Timestamp(1_700_000_000_000_000));
+    let context = context(&store);
+    let rows = context.metrics.group(ForeignRows::register);
+    let ids: Vec<TaskId> = (1..=2 * AHEAD.0 as u128).map(|number| submit(&store, number)).collect();
+    for at in [0, ids.len() - 1] {
+        store.damage(ids[at], "rank", Value::Null);
+    }
+    store.foreign().unreadable(Some(ids[0]), &Defect::new("rank", "is null"));
+    rows.step(&context).await.unwrap();
+    assert!(store.is_quarantined(ids[0]).unwrap());
+    assert!(!store.is_quarantined(ids[ids.len() - 1]).unwrap(), "the slow sweep finds it");
+}

@@ -41,7 +41,7 @@ fn claim_part(pool: &Pool, reader: &Reader, part: &[Claim]) -> Result<Vec<Claime
             match reading.defect {
                 None => drop(won.insert((dispatch.lease.task, dispatch.lease.token), dispatch)),
                 Some(defect) => {
-                    conn.foreign().unreadable(None, &defect);
+                    conn.foreign().unreadable(Some(dispatch.lease.task), &defect);
                     unread.push((dispatch.lease.task, defect));
                 }
             }

@@ -12,6 +12,7 @@ mod lists;
 mod mending;
 mod ownership;
 mod people;
+mod postgres_only;
 mod quarantine;
 mod queues;
 mod random;

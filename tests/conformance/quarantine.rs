@@ -200,8 +200,11 @@ pub(crate) fn r10_a_row_that_nobody_has_got_to_run_is_with_nobody(world: &mut Wo
     let lease = world.dispatched(worker, world.queued_with(CUT)).lease;
     world.reopen(strict("N"));
     assert!(matches!(world.examined(lease.task), Examined::Held(_)));
-    // Claimed, and after long not accepted.
+    // Long ago, and nothing was heard since: an outage is no reason to take it away.
     world.advance(secs(90));
+    assert!(matches!(world.examined(lease.task), Examined::Held(_)));
+    // Heard of, and still not accepted.
+    assert!(world.beat(worker, Vec::new()).0);
     world.set_aside(lease.task, "spec.payload");
     assert!(world.beat(worker, vec![(lease, None)]).0);
 }

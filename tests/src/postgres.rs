@@ -19,6 +19,8 @@ const PREFIX: &str = "millrace_test";
 /// A migrated database of the test's own, dropped with this value.
 pub struct Database {
     name: String,
+    /// A role that owns it and nothing else.
+    role: Option<String>,
 }
 
 /// Clones the process's template into a new database.
@@ -26,11 +28,27 @@ pub struct Database {
 /// # Panics
 /// When MILLRACE_TEST_POSTGRES is not set, or the server cannot make the database.
 pub fn fresh_database() -> Database {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
     let template = template();
-    let name = format!("{PREFIX}_{}_{}", template.key, NUMBER.fetch_add(1, Ordering::Relaxed));
+    let name = next_name(template);
     execute(&mut connect("postgres"), &format!("CREATE DATABASE {name} TEMPLATE {}", template.name));
-    Database { name }
+    Database { name, role: None }
+}
+
+/// An empty database of a role that may do nothing else; its URL is that role's.
+///
+/// # Panics
+/// As [`fresh_database`].
+pub fn empty_database_of_a_plain_role() -> Database {
+    let name = next_name(template());
+    let mut connection = connect("postgres");
+    execute(&mut connection, &format!("CREATE ROLE {name} LOGIN"));
+    execute(&mut connection, &format!("CREATE DATABASE {name} OWNER {name}"));
+    Database { role: Some(name.clone()), name }
+}
+
+fn next_name(template: &Template) -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    format!("{PREFIX}_{}_{}", template.key, NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
 /// The server's URL without its database, from MILLRACE_TEST_POSTGRES.
@@ -137,7 +155,11 @@ impl Database {
 
     /// Its URL, as the store takes it.
     pub fn url(&self) -> String {
-        format!("{}/{}", server(), self.name)
+        let server = server();
+        match (&self.role, server.split_once("//"), server.rsplit_once('@')) {
+            (Some(role), Some((scheme, _)), Some((_, address))) => format!("{scheme}//{role}@{address}/{}", self.name),
+            _ => format!("{server}/{}", self.name),
+        }
     }
 
     /// The server's address, HOST:PORT.
@@ -167,6 +189,9 @@ impl Drop for Database {
         // A server that is gone has taken the database with it; a failing test must still tell of its own failure.
         if let Ok(mut connection) = PgConnection::establish(&format!("{}/postgres", server())) {
             let _ = connection.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
+            if let Some(role) = &self.role {
+                let _ = connection.batch_execute(&format!("DROP ROLE IF EXISTS {role}"));
+            }
         }
     }
 }

@@ -96,6 +96,20 @@ pub(crate) fn matched(shared: &Arc<Shared>, link: &Arc<Link>, matches: wire::Mat
 
 /// The claim gate.
 pub(crate) fn run(shared: &Arc<Shared>, items: Vec<ClaimItem>) {
+    let mut failing = Vec::new();
+    run_part(shared, items, &mut failing);
+    if !failing.is_empty() {
+        // Matched again at once, they would fail again at once. They wait aside, so that the gate does not.
+        let aside = move || {
+            std::thread::sleep(FAILING);
+            drop(failing);
+        };
+        let _ = std::thread::Builder::new().name("failing-claims".into()).spawn(aside);
+    }
+}
+
+/// Claims; what the database fails for another reason than an outage is put into `failing`. Dropped, items give everything back.
+fn run_part(shared: &Arc<Shared>, mut items: Vec<ClaimItem>, failing: &mut Vec<ClaimItem>) {
     if failpoint::hit("claim.before").is_some() {
         return;
     }
@@ -109,19 +123,14 @@ pub(crate) fn run(shared: &Arc<Shared>, items: Vec<ClaimItem>) {
     });
     match claimed {
         Ok(results) => settle(shared, items, results),
+        Err(error) if error.is_transient() => {}
         // One row that makes the server itself fail must not hold up its neighbours (R8).
-        Err(error) if !error.is_transient() && items.len() > 1 => {
-            let mut items = items;
+        Err(_) if items.len() > 1 => {
             let rest = items.split_off(items.len() / 2);
-            run(shared, items);
-            run(shared, rest);
+            run_part(shared, items, failing);
+            run_part(shared, rest, failing);
         }
-        Err(error) => {
-            if !error.is_transient() {
-                std::thread::sleep(FAILING);
-            }
-            // Dropped, the items give everything back.
-        }
+        Err(_) => failing.append(&mut items),
     }
 }
 

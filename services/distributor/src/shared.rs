@@ -8,11 +8,11 @@ use std::{
 use millrace_core::id::{MemberId, TaskId};
 use millrace_queue::Host;
 use millrace_runtime::{Context, foreign::ForeignRows, status::Fault};
-use millrace_store::{Cluster, MemberRow, Store, StoreError};
+use millrace_store::{Cluster, MemberRow, Store, StoreError, Waiting};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
-    StartError, answered::Answered, beats::Beat, claims::ClaimItem, ends::End, gate, gate::Gate, links::Links,
+    StartError, answered::Answered, beats::Beat, claims::ClaimItem, convert, ends::End, gate, gate::Gate, links::Links,
     metrics::Metrics, output::Outputs, routing::RoutingCache, sessions::Sessions, settings::Settings, submit::Group,
     submit::Room, suspicion::Survey, watch::Watches,
 };
@@ -171,11 +171,27 @@ impl Shared {
         members.iter().filter(|member| member.kind == millrace_store::MemberKind::Distributor).count().max(1)
     }
 
-    /// Notes that tasks were released from quarantine.
-    pub(crate) fn released(&self, tasks: &[TaskId]) {
+    /// Notes that tasks were released from quarantine, and offers those that wait again: their queues' feeders have passed them.
+    pub(crate) async fn released(&self, tasks: Vec<TaskId>) {
+        if tasks.is_empty() {
+            return;
+        }
         self.foreign.released(tasks.len());
-        for task in tasks {
+        for task in &tasks {
             self.watches.nudge(*task);
+        }
+        // Without an offer a feeder finds them by and by.
+        for row in self.read(move |store| store.tasks(&tasks)).await.unwrap_or_default() {
+            let Some(ready_at_us) = row.ready_at_us else { continue };
+            let waiting = Waiting {
+                id: row.envelope.id,
+                tenant: row.envelope.tenant,
+                rank: row.envelope.rank,
+                ready_at_us,
+                expires_at_us: row.expires_at_us,
+                min_reader: row.envelope.min_reader,
+            };
+            self.links.offer(&row.envelope.queue, std::iter::once(convert::offer(&waiting)));
         }
     }
 

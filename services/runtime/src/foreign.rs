@@ -80,8 +80,8 @@ pub struct ForeignRows {
     started: AtomicBool,
     /// Suspects that were taken and not examined yet, because the database did not answer.
     pending: Mutex<Vec<TaskId>>,
-    /// Up to where rows were looked at ahead of suspects, and when.
-    ahead: Mutex<Option<(TaskId, Instant)>>,
+    /// The rows that were looked at last ahead of a suspect, from the one to the other, and when.
+    ahead: Mutex<Option<(TaskId, TaskId, Instant)>>,
 }
 
 impl ForeignRows {
@@ -216,7 +216,8 @@ impl ForeignRows {
         let bad = examined.iter().filter(|(_, verdict)| matches!(verdict, Examined::Quarantined(_) | Examined::Gone));
         let Some(first) = bad.map(|(task, _)| *task).min() else { return Ok(()) };
         let looked = *self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut after = looked.filter(|(_, when)| when.elapsed() < LOOKED).map_or(first, |(to, _)| to.max(first));
+        let inside = looked.filter(|(from, to, when)| (*from..=*to).contains(&first) && when.elapsed() < LOOKED);
+        let (from, mut after) = inside.map_or((first, first), |(from, to, _)| (from, to));
         let (limit, looks) = AHEAD;
         for _ in 0..looks {
             let seen = context.call(move |store| store.inspect(Some(after), limit)).await?;
@@ -228,7 +229,7 @@ impl ForeignRows {
             self.examine(context, bad).await?;
             let Some((last, _)) = seen.rows.last() else { break };
             after = *last;
-            *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = Some((after, Instant::now()));
+            *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = Some((from, after, Instant::now()));
             if !crowded || seen.next.is_none() {
                 break;
             }

@@ -304,15 +304,16 @@ impl Reader {
     }
 }
 
-/// Whether somebody may be running a task whose row cannot be read. One that was claimed and is still not accepted after long is
-/// with nobody.
-pub(crate) fn may_run(row: &Row, holder: Holder, now_us: i64) -> bool {
+/// Whether somebody may be running a task whose row cannot be read. One that was claimed, and was still not accepted when its session was
+/// heard of long after, is with nobody: acceptance is written with the heartbeats, so an outage alone makes nothing of it.
+pub(crate) fn may_run(row: &Row, holder: Holder, heard_us: Option<i64>) -> bool {
     if holder != Holder::Live || row.get("session_id").is_none_or(|id| *id == Value::Null) {
         return false;
     }
     let dispatched = state_of(row) == Some(State::Dispatched);
-    let since = foreign::integer::<i64>(row, "dispatched_at_us").unwrap_or(now_us);
-    !dispatched || now_us.saturating_sub(since) < UNACCEPTED_US
+    let since = foreign::integer::<i64>(row, "dispatched_at_us").ok();
+    let late = heard_us.zip(since).is_some_and(|(heard, since)| heard.saturating_sub(since) >= UNACCEPTED_US);
+    !(dispatched && late)
 }
 
 /// The state that a row names, when this build knows it.

@@ -166,9 +166,12 @@ impl<'a> Target<'a> {
         match self {
             Target::Postgres(url) => {
                 let mut connection = connect_postgres(url)?;
-                // In English, because what an error means is told by its words.
+                // In English, because what an error means is told by its words. Not every role may say so, and most servers speak it.
+                if let Err(error) = connection.batch_execute("SET lc_messages = 'C'") {
+                    tracing::debug!(%error, "the language of the database's messages stays what it is");
+                }
                 let lock = format!(
-                    "SET lc_messages = 'C'; SET lock_timeout = '{PATIENCE_WITH_OTHERS}';
+                    "SET lock_timeout = '{PATIENCE_WITH_OTHERS}';
                      SELECT pg_advisory_lock({ADVISORY_LOCK}); SET lock_timeout = '{LOCK_TIMEOUT}'"
                 );
                 // The lock ends with the connection.

@@ -115,7 +115,7 @@ impl World {
             }
             Backend::Postgres(database) => {
                 let mut other = database.connect();
-                other.batch_execute("BEGIN; SELECT 1 FROM tasks FOR UPDATE").expect("locking");
+                other.batch_execute("BEGIN; LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE").expect("locking");
                 let answer = call();
                 other.batch_execute("ROLLBACK").expect("giving up");
                 answer

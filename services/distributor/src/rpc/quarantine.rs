@@ -90,7 +90,7 @@ pub(super) async fn repair(
         Repaired::Refused(why) => return Err(Fault::invalid("columns", why)),
         Repaired::NotFound => return Err(not_quarantined(id)),
     }
-    shared.released(&[id]);
+    shared.released(vec![id]).await;
     let task = find(shared, id).await?.to_wire();
     let answer = wire::RepairQuarantinedRowResponse { task: Some(task) };
     shared.answered.keep(key, &request, &answer, shared.now());
@@ -156,11 +156,13 @@ pub(super) async fn release(
                 Released::Refused(defect) if answer.refused.len() < NAMED => answer
                     .refused
                     .push(wire::RefusedRow { task_id: task.to_string(), defect: Some(convert::defect(defect)) }),
-                Released::Refused(_) | Released::NotFound => {}
+                Released::Refused(_) => {}
+                // Released by itself meanwhile, or discarded: it is no business of this call any more.
+                Released::NotFound => answer.matched -= 1,
             }
         }
         answer.released += done.len() as i32;
-        shared.released(&done);
+        shared.released(done).await;
     }
     answer.next_page_token = next_page(sweep.after);
     if !request.dry_run {

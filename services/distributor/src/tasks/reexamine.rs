@@ -39,10 +39,10 @@ async fn step(shared: Arc<Shared>, at: Arc<Mutex<Option<TaskId>>>) -> Result<(),
         open = open.saturating_sub(seen.rows.len());
         let released = seen.rows.iter().filter(|(_, became)| *became == Released::Done);
         let released: Vec<TaskId> = released.map(|(task, _)| *task).collect();
-        shared.released(&released);
         if !released.is_empty() {
             tracing::info!(rows = released.len(), "rows were released from quarantine: this build can read them");
         }
+        shared.released(released).await;
         if seen.next.is_none() {
             break;
         }

@@ -4,7 +4,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 
 use millrace_core::{
     foreign::{self, Defect, Row, Verdict},
-    id::TaskId,
+    id::{SessionId, TaskId},
     retry::OutcomeKind,
     task::{Event, State},
 };
@@ -58,6 +58,12 @@ impl Aside {
 // ── Setting aside ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 impl Model {
+    /// When the session that a row names was last heard of.
+    fn heard(&self, row: &Row) -> Option<i64> {
+        let session = foreign::uuid(row, "session_id").ok()?;
+        self.sessions.get(&SessionId(session)).map(|session| session.seen_at_us)
+    }
+
     pub(super) fn examine(&mut self, now: i64, reader: &Reader, id: TaskId) -> Examined {
         let Some(task) = self.tasks.get(&id) else { return Examined::Gone };
         let row = self.raw(task);
@@ -65,7 +71,7 @@ impl Model {
         match reader.judge(&row, references).verdict {
             Verdict::Readable => Examined::Readable,
             Verdict::TooNew(defect) => Examined::TooNew(defect),
-            Verdict::Unreadable(defect) if may_run(&row, references.holder, now) => Examined::Held(defect),
+            Verdict::Unreadable(defect) if may_run(&row, references.holder, self.heard(&row)) => Examined::Held(defect),
             Verdict::Unreadable(defect) => {
                 self.set_aside(now, reader, id, defect.clone());
                 Examined::Quarantined(defect)

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     conn::{Conn, TaskRows},
-    foreign::set_claimed_aside,
+    foreign::{runnable, set_claimed_aside},
     pool::Pool,
     rows::{dispatch, dispatch_columns, now_us, uuid},
     sql::{Statement, sql},
@@ -29,7 +29,7 @@ fn claim_part(pool: &Pool, reader: &Reader, part: &[Claim]) -> Result<Vec<Claime
     }
     let statement = bound(part);
     let claims = part.to_vec();
-    let (judge, by) = (reader.spec, reader.clone());
+    let (judge, judging, by) = (reader.spec, reader.clone(), reader.clone());
     let (answers, unread) = pool.write(move |conn| {
         let TaskRows { read, unread } = conn.task_rows(statement, dispatch)?;
         let mut unread: Vec<(TaskId, Defect)> =
@@ -47,6 +47,7 @@ fn claim_part(pool: &Pool, reader: &Reader, part: &[Claim]) -> Result<Vec<Claime
             }
         }
         let bad: HashSet<TaskId> = unread.iter().map(|(task, _)| *task).collect();
+        let tokens: HashMap<TaskId, Token> = claims.iter().map(|claim| (claim.task, claim.token)).collect();
         let is_unread = |claim: &Claim| bad.contains(&claim.task);
         let lost: Vec<&Claim> =
             claims.iter().filter(|claim| !won.contains_key(&(claim.task, claim.token)) && !is_unread(claim)).collect();
@@ -55,13 +56,16 @@ fn claim_part(pool: &Pool, reader: &Reader, part: &[Claim]) -> Result<Vec<Claime
             // A statement of its own, so that it sees what the first one has waited for.
             false => look_up(conn, &lost)?,
         };
-        won.extend(reasons.won_before.iter().cloned().map(by_lease));
+        let before = runnable(conn, &judging, reasons.won_before.clone());
+        won.extend(before.into_iter().map(by_lease));
         let answer = |claim: &Claim| match won.remove(&(claim.task, claim.token)) {
             Some(dispatch) => Claimed::Won(Box::new(dispatch)),
             None if is_unread(claim) => Claimed::Stale,
             None => reasons.answer(claim),
         };
-        Ok((claims.iter().map(answer).collect(), unread))
+        let answers = claims.iter().map(answer).collect();
+        let aside = unread.into_iter().filter_map(|(task, defect)| Some((task, *tokens.get(&task)?, defect)));
+        Ok((answers, aside.collect::<Vec<_>>()))
     })?;
     if !unread.is_empty() {
         // The others are claimed, so a failure here costs nobody else; a row that stays behind is examined by and by.

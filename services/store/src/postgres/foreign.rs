@@ -3,6 +3,7 @@
 use millrace_core::{
     foreign::{self, Defect, Holder, References, Row, Value, Verdict},
     id::TaskId,
+    lease::Token,
 };
 use uuid::Uuid;
 
@@ -14,7 +15,7 @@ use super::{
     rows::{now_us, text, uuid},
     sql::{Statement, sql},
 };
-use crate::{Drift, Examined, Inspected, Reader, Result, StoreError, foreign::may_run};
+use crate::{Dispatch, Drift, Examined, Inspected, Reader, Result, StoreError, foreign::may_run};
 
 /// A live row, whole.
 pub(super) struct RawTask {
@@ -24,7 +25,8 @@ pub(super) struct RawTask {
     /// The same as values, with the spec.
     pub(super) row: Row,
     pub(super) references: References,
-    pub(super) now_us: i64,
+    /// When its session was last heard of.
+    pub(super) heard_us: Option<i64>,
 }
 
 /// Reads rows whole, as JSON, which has a form for every type; the spec apart, because its bytes are judged. What a row refers to is
@@ -32,11 +34,11 @@ pub(super) struct RawTask {
 macro_rules! select_raw {
     ($rest:literal) => {
         concat!(
-            "SELECT t.id, (to_jsonb(t) - 'spec')::text AS raw, t.spec,
+            "SELECT t.id,
+                CASE WHEN pg_typeof(t.spec) = 'bytea'::regtype THEN to_jsonb(t) - 'spec' ELSE to_jsonb(t) END::text AS raw, t.spec,
                 EXISTS (SELECT 1 FROM queues q WHERE q.name = t.queue::text) AS queue_known,
-                (SELECT s.state FROM sessions s WHERE s.id = t.session_id) AS holder, ",
-            now_us!(),
-            " AS now_us FROM tasks t ",
+                (SELECT s.state FROM sessions s WHERE s.id = t.session_id) AS holder,
+                (SELECT s.seen_at_us FROM sessions s WHERE s.id = t.session_id) AS heard_us FROM tasks t ",
             $rest
         )
     };
@@ -46,19 +48,15 @@ fn raw_task(columns: &mut Columns<'_>) -> Read<RawTask> {
     let id = TaskId(columns.get()?);
     let raw: String = columns.get()?;
     let mut row = from_json(&raw).map_err(|error| Defect::new("raw", error))?;
-    let spec = columns.get_nullable::<Vec<u8>>();
-    row.insert("spec".into(), spec_value(spec));
+    // A spec of another type than bytes is among the columns, as they are kept.
+    match columns.get_nullable::<Vec<u8>>() {
+        Ok(Some(bytes)) => drop(row.insert("spec".into(), Value::Bytes(bytes))),
+        Ok(None) => drop(row.insert("spec".into(), Value::Null)),
+        Err(_) => {}
+    }
     let queue = columns.get()?;
     let holder = holder(columns.get_nullable()?);
-    Ok(RawTask { id, raw, row, references: References { queue, holder }, now_us: columns.get()? })
-}
-
-fn spec_value(spec: Read<Option<Vec<u8>>>) -> Value {
-    match spec {
-        Ok(Some(bytes)) => Value::Bytes(bytes),
-        Ok(None) => Value::Null,
-        Err(defect) => Value::Other(defect.error),
-    }
+    Ok(RawTask { id, raw, row, references: References { queue, holder }, heard_us: columns.get_nullable()? })
 }
 
 pub(super) fn holder(state: Option<i16>) -> Holder {
@@ -98,14 +96,14 @@ pub(super) fn examine(pool: &Pool, reader: &Reader, tasks: &[TaskId]) -> Result<
     }
     let (reader, tasks) = (reader.clone(), tasks.to_vec());
     pool.transaction(move |conn| {
-        let found = locked(conn, &tasks)?;
+        let found = locked_at_once(conn, &tasks)?;
         let mut examined: std::collections::BTreeMap<TaskId, Examined> = Default::default();
         let mut aside = Vec::new();
         for task in &found {
             let what = match reader.judge(&task.row, task.references).verdict {
                 Verdict::Readable => Examined::Readable,
                 Verdict::TooNew(defect) => Examined::TooNew(defect),
-                Verdict::Unreadable(defect) if may_run(&task.row, task.references.holder, task.now_us) => {
+                Verdict::Unreadable(defect) if may_run(&task.row, task.references.holder, task.heard_us) => {
                     Examined::Held(defect)
                 }
                 Verdict::Unreadable(defect) => {
@@ -120,19 +118,46 @@ pub(super) fn examine(pool: &Pool, reader: &Reader, tasks: &[TaskId]) -> Result<
     })
 }
 
-/// Sets aside rows that this call has just claimed and that cannot be read: nobody has been told of the claim.
-pub(super) fn set_claimed_aside(conn: &mut Conn<'_>, reader: &Reader, claimed: &[(TaskId, Defect)]) -> Result<()> {
-    let ids: Vec<TaskId> = claimed.iter().map(|(task, _)| *task).collect();
+/// Sets aside rows that this call has just claimed and that cannot be read: nobody has been told of the claim. Only what is still held by
+/// this very claim: the session may have ended meanwhile, and another build may run the task.
+pub(super) fn set_claimed_aside(
+    conn: &mut Conn<'_>,
+    reader: &Reader,
+    claimed: &[(TaskId, Token, Defect)],
+) -> Result<()> {
+    let ids: Vec<TaskId> = claimed.iter().map(|(task, ..)| *task).collect();
     let found = locked(conn, &ids)?;
-    let why = |task: &RawTask| claimed.iter().find(|(id, _)| *id == task.id).map(|(_, defect)| defect.clone());
+    let why = |task: &RawTask| {
+        let token = foreign::integer::<i64>(&task.row, "token").ok()?;
+        let ours = |(id, with, _): &&(TaskId, Token, Defect)| *id == task.id && with.0 == token;
+        claimed.iter().find(ours).map(|(.., defect)| defect.clone())
+    };
     let aside: Vec<(&RawTask, Defect)> = found.iter().filter_map(|task| Some((task, why(task)?))).collect();
     set_aside(conn, reader, &aside)
 }
 
-/// Live rows, whole, locked in the order of their ids.
+/// Live rows, whole, locked in the order of their ids. What they refer to is read by a statement of its own, so that it is as new as the
+/// rows for which this has waited.
 pub(super) fn locked(conn: &mut Conn<'_>, tasks: &[TaskId]) -> Result<Vec<RawTask>> {
-    let statement = sql(select_raw!("WHERE t.id = ANY($1::uuid[]) ORDER BY t.id FOR UPDATE OF t"));
-    conn.rows(statement.array(tasks.iter().map(|task| task.0)), raw_task)
+    let lock = sql("SELECT id FROM tasks WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE");
+    read_locked(conn, lock, tasks)
+}
+
+/// The same without rows that others have locked: nobody is to wait for an examination, nor it for them.
+fn locked_at_once(conn: &mut Conn<'_>, tasks: &[TaskId]) -> Result<Vec<RawTask>> {
+    let lock = sql("SELECT id FROM tasks WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED");
+    read_locked(conn, lock, tasks)
+}
+
+fn read_locked(conn: &mut Conn<'_>, lock: Statement, tasks: &[TaskId]) -> Result<Vec<RawTask>> {
+    let ids = conn.rows(lock.array(tasks.iter().map(|task| task.0)), uuid)?;
+    match ids.is_empty() {
+        true => Ok(Vec::new()),
+        false => {
+            let statement = sql(select_raw!("WHERE t.id = ANY($1::uuid[]) ORDER BY t.id"));
+            conn.rows(statement.array(ids), raw_task)
+        }
+    }
 }
 
 /// Moves locked rows into the quarantine.
@@ -192,13 +217,57 @@ pub(super) fn inspect(people: &Pool, reader: &Reader, after: Option<TaskId>, lim
     let limit = limit.max(1);
     let statement: Statement = sql(select_raw!("WHERE t.id > $1 ORDER BY t.id LIMIT $2"));
     let statement = statement.bind(after.map_or(Uuid::nil(), |task| task.0)).bind(limit);
-    let reader = reader.clone();
-    people.read(move |conn| {
+    let by = reader.clone();
+    let page = people.read(move |conn| {
         let found = conn.rows(statement, raw_task)?;
         let next = found.last().filter(|_| found.len() as i64 == limit).map(|task| task.id);
-        let judged = |task: RawTask| (task.id, reader.judge(&task.row, task.references));
+        let judged = |task: RawTask| (task.id, by.judge(&task.row, task.references));
         Ok(Inspected { rows: found.into_iter().map(judged).collect(), next })
-    })
+    });
+    match page {
+        Err(error) if !error.is_transient() => inspect_one_by_one(people, reader, after, limit, &error),
+        page => page,
+    }
+}
+
+/// The same when a row among them makes the server itself fail: that one is passed over, and said so.
+fn inspect_one_by_one(
+    people: &Pool,
+    reader: &Reader,
+    after: Option<TaskId>,
+    limit: i64,
+    error: &StoreError,
+) -> Result<Inspected> {
+    tracing::error!(%error, "a row in a page cannot even be fetched; its neighbours are read one by one");
+    let page = sql("SELECT id FROM tasks WHERE id > $1 ORDER BY id LIMIT $2")
+        .bind(after.map_or(Uuid::nil(), |task| task.0))
+        .bind(limit);
+    let ids = people.read(move |conn| conn.rows(page, uuid))?;
+    let next = ids.last().filter(|_| ids.len() as i64 == limit).copied().map(TaskId);
+    let mut rows = Vec::new();
+    for id in ids {
+        let statement = sql(select_raw!("WHERE t.id = $1")).bind(id);
+        match people.read(move |conn| conn.rows(statement, raw_task)) {
+            Ok(found) => {
+                rows.extend(found.into_iter().map(|task| (task.id, reader.judge(&task.row, task.references))));
+            }
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => tracing::error!(task = %id, %error, "a row cannot even be fetched"),
+        }
+    }
+    Ok(Inspected { rows, next })
+}
+
+/// Held tasks with specs that this build can run; the others become suspects, and are not sent to anybody.
+pub(super) fn runnable(conn: &Conn<'_>, reader: &Reader, dispatches: Vec<Dispatch>) -> Vec<Dispatch> {
+    let fit = |dispatch: &Dispatch| match (reader.spec)(&dispatch.spec).defect {
+        None => true,
+        Some(defect) => {
+            conn.foreign().unreadable(Some(dispatch.lease.task), &defect);
+            false
+        }
+    };
+    dispatches.into_iter().filter(fit).collect()
 }
 
 /// Steps from (queue, tenant) to (queue, tenant) through the index over what waits. Its order puts what holds nothing last, where no
@@ -228,6 +297,14 @@ const STRAYS: &str = "WITH RECURSIVE lane AS (
         SELECT t.id FROM lane CROSS JOIN LATERAL (
             SELECT id FROM tasks WHERE queue = lane.queue AND tenant = lane.tenant AND rank IS NULL AND ready_at_us IS NOT NULL
             LIMIT $1) AS t
+        UNION ALL
+        SELECT t.id FROM lane CROSS JOIN LATERAL (
+            SELECT id FROM tasks WHERE queue = lane.queue AND tenant = lane.tenant AND rank > 2147483647::bigint
+                AND ready_at_us IS NOT NULL LIMIT $1) AS t
+        UNION ALL
+        SELECT t.id FROM lane CROSS JOIN LATERAL (
+            SELECT id FROM tasks WHERE queue = lane.queue AND tenant = lane.tenant AND rank < -2147483648::bigint
+                AND ready_at_us IS NOT NULL LIMIT $1) AS t
     ) AS strays LIMIT $1";
 
 pub(super) fn strays(pool: &Pool, limit: i64) -> Result<Vec<TaskId>> {
@@ -299,7 +376,7 @@ pub(super) fn drift(people: &Pool) -> Result<Vec<Drift>> {
 /// A table's columns with their types, in the words of the database.
 pub(super) fn columns_of(conn: &mut Conn<'_>, table: &str) -> Result<Vec<(String, String)>> {
     let statement = sql("SELECT a.attname::text, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
-        WHERE a.attrelid = $1::text::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum");
+        WHERE a.attrelid = $1::text::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum");
     let columns = conn.rows(statement.bind(table), |row| Ok((text(row)?, text(row)?)))?;
     match columns.is_empty() {
         true => Err(StoreError::Internal(format!("the table {table} has no columns"))),

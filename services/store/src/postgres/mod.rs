@@ -133,7 +133,7 @@ impl Store for PostgresStore {
     }
 
     fn resume_session(&self, session: SessionId, generation: i64, replica: &str) -> Result<Resumed> {
-        sessions::resume(&self.dispatch, session, generation, replica)
+        sessions::resume(&self.dispatch, &self.reader, session, generation, replica)
     }
 
     fn close_session(&self, session: SessionId, generation: Option<i64>) -> Result<bool> {
@@ -149,7 +149,7 @@ impl Store for PostgresStore {
     }
 
     fn held_by(&self, session: SessionId) -> Result<Vec<Dispatch>> {
-        sessions::held_by(&self.dispatch, session)
+        sessions::held_by(&self.dispatch, &self.reader, session)
     }
 
     fn sessions(&self, limit: i64) -> Result<Vec<SessionRow>> {

@@ -112,7 +112,7 @@ fn normal(row: &Row) -> Map<String, Json> {
             "boolean" => foreign::boolean(row, name).unwrap_or_default().into(),
             "uuid" => foreign::uuid(row, name).map_or(Json::Null, |id| id.to_string().into()),
             "bytea" => continue,
-            _ => match foreign::integer::<i64>(row, name) {
+            _ => match whole(row, name, of) {
                 Ok(number) => number.into(),
                 Err(_) if may_be_null => Json::Null,
                 Err(_) => 0.into(),
@@ -126,6 +126,15 @@ fn normal(row: &Row) -> Map<String, Json> {
         }
     }
     values
+}
+
+/// A whole number that fits its column's own type; one that does not would be refused with the whole row.
+fn whole(row: &Row, name: &str, of: &str) -> std::result::Result<i64, foreign::Defect> {
+    match of {
+        "smallint" => foreign::integer::<i16>(row, name).map(i64::from),
+        "integer" => foreign::integer::<i32>(row, name).map(i64::from),
+        _ => foreign::integer(row, name),
+    }
 }
 
 /// A value as PostgreSQL writes it into JSON.

@@ -40,7 +40,7 @@ struct Held {
 macro_rules! select_held {
     ($rest:literal) => {
         concat!(
-            "SELECT q.task_id, q.tenant, q.queue, q.raw, q.spec, q.error, q.column_name, q.writer_format, q.refused_by,
+            "SELECT q.task_id AS id, q.task_id, q.tenant, q.queue, q.raw, q.spec, q.error, q.column_name, q.writer_format, q.refused_by,
                 q.first_seen_us,
                 EXISTS (SELECT 1 FROM queues WHERE queues.name = q.raw::jsonb ->> 'queue') AS queue_known
              FROM quarantine q ",
@@ -50,6 +50,8 @@ macro_rules! select_held {
 }
 
 fn held(columns: &mut Columns<'_>) -> Read<Held> {
+    // Once more under the name by which suspects are known.
+    columns.get::<Uuid>()?;
     let task = TaskId(columns.get()?);
     let (tenant, queue) = (columns.get_nullable()?, columns.get_nullable()?);
     let raw: String = columns.get()?;
@@ -119,14 +121,18 @@ pub(super) fn page(
             .bind(filter.column.clone())
             .bind(filter.before_us)
             .bind(limit + 1);
-        let mut rows: Vec<QuarantinedRow> =
-            conn.readable_rows(statement, held)?.into_iter().map(|held| held.row).collect();
-        let full = rows.len() as i64 > limit;
-        rows.truncate(limit as usize);
+        // The cursor goes by what was met, readable or not.
+        let mut met = conn.rows(statement, |row| Ok((row.task_id(), held(row))))?;
+        let full = met.len() as i64 > limit;
+        met.truncate(limit as usize);
         let next = match full {
-            true => rows.last().map(|row| row.task),
+            true => met.last().and_then(|(task, _)| *task),
             false => bound.map(TaskId),
         };
+        let readable = |(_, held): (_, Read<Held>)| {
+            held.inspect_err(|defect| tracing::error!(%defect, "a row of the quarantine cannot be read")).ok()
+        };
+        let rows = met.into_iter().filter_map(readable).map(|held| held.row).collect();
         Ok(QuarantinePage { rows, next })
     })
 }
@@ -143,9 +149,28 @@ pub(super) fn reexamine(pool: &Pool, reader: &Reader, after: Option<TaskId>, lim
     let refused =
         |list: &str| serde_json::from_str::<Vec<String>>(list).is_ok_and(|builds| builds.contains(&reader.build));
     let fresh: Vec<TaskId> = page.iter().filter(|(_, list)| !refused(list)).map(|(task, _)| *task).collect();
-    let released = try_release(pool, reader, &fresh, Of::Rows, None)?;
+    let released = match try_release(pool, reader, &fresh, Of::Rows, None) {
+        Err(error) if !error.is_transient() => one_by_one(pool, reader, &fresh)?,
+        released => released?,
+    };
     let rows = fresh.into_iter().zip(released).filter(|(_, what)| *what != Released::NotFound).collect();
     Ok(Reexamined { rows, next })
+}
+
+/// The same when a row among them makes the server itself fail: that one stays, and is said so.
+fn one_by_one(pool: &Pool, reader: &Reader, tasks: &[TaskId]) -> Result<Vec<Released>> {
+    let mut released = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        released.push(match try_release(pool, reader, &[*task], Of::Rows, None) {
+            Ok(mut one) => one.pop().unwrap_or(Released::NotFound),
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => {
+                tracing::error!(%task, %error, "a row of the quarantine cannot be examined");
+                Released::NotFound
+            }
+        });
+    }
+    Ok(released)
 }
 
 pub(super) fn release(pool: &Pool, reader: &Reader, tasks: &[TaskId], audit: &Audit) -> Result<Vec<Released>> {
@@ -338,11 +363,11 @@ fn repair_locked(
         }
     }
     held.row.row.extend(repair.columns.clone());
-    held.raw = to_json(&held.row.row);
     if let Some(spec) = &repair.spec {
         held.row.spec = Some(spec.clone());
         held.row.row.remove("spec");
     }
+    held.raw = to_json(&held.row.row);
     let queue = foreign::text(&held.row.row, "queue").unwrap_or_default();
     let known = sql("SELECT name FROM queues WHERE name = $1").bind(queue.as_str());
     held.queue = conn.first(known, super::rows::text)?.is_some();
@@ -356,8 +381,7 @@ fn repair_locked(
 
 /// The columns as a JSON object, as PostgreSQL writes a row.
 fn to_json(row: &Row) -> String {
-    let columns = row.iter().filter(|(name, _)| *name != "spec");
-    columns.map(|(name, value)| (name.clone(), json_of(value))).collect::<serde_json::Value>().to_string()
+    row.iter().map(|(name, value)| (name.clone(), json_of(value))).collect::<serde_json::Value>().to_string()
 }
 
 // ── Discarding ──────────────────────────────────────────────────────────────────────────────────────────────────────

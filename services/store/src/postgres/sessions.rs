@@ -14,13 +14,16 @@ use millrace_core::{
 use uuid::Uuid;
 
 use super::{
+    foreign::runnable,
     pool::Pool,
     rows::{
         dispatch, dispatch_columns, held, held_columns, list_json, map_json, now_us, session, session_columns, uuid,
     },
     sql::{Statement, sql},
 };
-use crate::{Dispatch, Heartbeat, HeartbeatResult, HeldRow, NewSession, Result, Resumed, SessionRow, StoreError};
+use crate::{
+    Dispatch, Heartbeat, HeartbeatResult, HeldRow, NewSession, Reader, Result, Resumed, SessionRow, StoreError,
+};
 
 // ── Its life ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -55,7 +58,7 @@ pub(super) fn open(pool: &Pool, new: &NewSession) -> Result<SessionRow> {
     })
 }
 
-pub(super) fn resume(pool: &Pool, id: SessionId, generation: i64, replica: &str) -> Result<Resumed> {
+pub(super) fn resume(pool: &Pool, reader: &Reader, id: SessionId, generation: i64, replica: &str) -> Result<Resumed> {
     // Waits for claims that hold the row FOR SHARE, so the second statement, whose snapshot is newer, sees what they won.
     let take =
         sql(concat!(
@@ -65,8 +68,12 @@ pub(super) fn resume(pool: &Pool, id: SessionId, generation: i64, replica: &str)
          RETURNING ", session_columns!()
     ));
     let take = take.bind(replica).bind(id.0).bind(generation);
+    let reader = reader.clone();
     pool.transaction(move |conn| match conn.first(take, session)? {
-        Some(session) => Ok(Resumed::Yes { session, held: conn.task_rows(held_by_statement(id), dispatch)?.read }),
+        Some(session) => {
+            let held = conn.task_rows(held_by_statement(id), dispatch)?.read;
+            Ok(Resumed::Yes { session, held: runnable(conn, &reader, held) })
+        }
         None => Ok(Resumed::Gone),
     })
 }
@@ -204,7 +211,7 @@ pub(super) fn orphans(pool: &Pool, limit: i64) -> Result<Vec<HeldRow>> {
         "SELECT ",
         held_columns!(),
         " FROM sessions s JOIN tasks t ON t.session_id = s.id
-         WHERE s.over_at_us IS NOT NULL AND s.state = 2 LIMIT $1"
+         WHERE s.over_at_us IS NOT NULL AND s.state = 2 AND t.state IN (3, 4, 5) LIMIT $1"
     ));
     let statement = statement.bind(limit);
     pool.read(move |conn| Ok(conn.task_rows(statement, held)?.read))
@@ -214,8 +221,12 @@ fn held_by_statement(id: SessionId) -> Statement {
     sql(concat!("SELECT ", dispatch_columns!(), " FROM tasks t WHERE t.session_id = $1")).bind(id.0)
 }
 
-pub(super) fn held_by(pool: &Pool, id: SessionId) -> Result<Vec<Dispatch>> {
-    pool.read(move |conn| Ok(conn.task_rows(held_by_statement(id), dispatch)?.read))
+pub(super) fn held_by(pool: &Pool, reader: &Reader, id: SessionId) -> Result<Vec<Dispatch>> {
+    let reader = reader.clone();
+    pool.read(move |conn| {
+        let held = conn.task_rows(held_by_statement(id), dispatch)?.read;
+        Ok(runnable(conn, &reader, held))
+    })
 }
 
 pub(super) fn list(people: &Pool, limit: i64) -> Result<Vec<SessionRow>> {

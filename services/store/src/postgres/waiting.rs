@@ -13,17 +13,20 @@ use super::{
 };
 use crate::{LaneKey, LanePage, Result, StoreError, Waiting, foreign::state_of};
 
-/// Steps from lane to lane through the index (a "loose index scan"), so it costs a lane and not its tasks. The order is that of
+/// Steps from lane to lane through the index (a "loose index scan"), so it costs a lane and not its tasks. A rank that no lane of
+/// this build can have is passed over: its rows are strays. The order is that of
 /// bytes, by the columns' collation.
 pub(super) fn lanes(pool: &Pool, queue: &str, after: Option<&LaneKey>, limit: i64) -> Result<Vec<LaneKey>> {
     let statement = sql("WITH RECURSIVE lane AS (
             (SELECT tenant, rank FROM tasks
              WHERE queue = $1 AND ready_at_us IS NOT NULL AND (tenant, rank) > ($2, $3)
+                AND rank BETWEEN -2147483648::bigint AND 2147483647::bigint
              ORDER BY tenant, rank LIMIT 1)
             UNION ALL
             SELECT next.tenant, next.rank FROM lane CROSS JOIN LATERAL (
                 SELECT tenant, rank FROM tasks
                 WHERE queue = $1 AND ready_at_us IS NOT NULL AND (tenant, rank) > (lane.tenant, lane.rank)
+                    AND rank BETWEEN -2147483648::bigint AND 2147483647::bigint
                 ORDER BY tenant, rank LIMIT 1) AS next
         )
         SELECT tenant, rank FROM lane LIMIT $4");
@@ -185,8 +188,12 @@ fn expire_foreign(pool: &Pool, limit: i64) -> Result<Vec<TaskId>> {
         if expired.len() as i64 >= limit {
             break;
         }
-        if expire_one(pool, task)? {
-            expired.push(task);
+        match expire_one(pool, task) {
+            Ok(true) => expired.push(task),
+            Ok(false) => {}
+            Err(error) if error.is_transient() => return Err(error),
+            // It stays, and must not keep those behind it.
+            Err(error) => tracing::error!(%task, %error, "a task whose time is over cannot be ended"),
         }
     }
     Ok(expired)

@@ -25,6 +25,13 @@ pub(super) fn examine(
     tasks.iter().map(|&task| examine_one(connection, now, reader, task)).collect()
 }
 
+/// When the session that a row names was last heard of.
+fn heard(connection: &mut SqliteConnection, row: &foreign::Row) -> Outcome<Option<i64>> {
+    let Ok(session) = foreign::uuid(row, "session_id") else { return Ok(None) };
+    let query = sql("SELECT seen_at_us FROM sessions WHERE id = ?").uuid(&session);
+    Ok(super::reading::one_row(connection, query, |row| row.optional_integer("seen_at_us"))?.flatten())
+}
+
 /// Judges a row and sets it aside when it cannot be read and nobody runs it. The transaction is the only one that writes, so the
 /// row is the one that was judged.
 pub(super) fn examine_one(
@@ -38,7 +45,9 @@ pub(super) fn examine_one(
     Ok(match reader.judge(&row, task.references).verdict {
         Verdict::Readable => Examined::Readable,
         Verdict::TooNew(defect) => Examined::TooNew(defect),
-        Verdict::Unreadable(defect) if may_run(&row, task.references.holder, now) => Examined::Held(defect),
+        Verdict::Unreadable(defect) if may_run(&row, task.references.holder, heard(connection, &row)?) => {
+            Examined::Held(defect)
+        }
         Verdict::Unreadable(defect) => {
             set_aside(connection, now, reader, &task, &defect)?;
             Examined::Quarantined(defect)

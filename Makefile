@@ -38,7 +38,8 @@ $(GRPCURL):
 
 .PHONY: run
 run: setup-build ## Build and serve the whole suite on SQLite, at 127.0.0.1:7600
-	cargo run --workspace --bin millrace -- dev
+	cargo build --workspace --bin millrace
+	exec target/debug/millrace dev
 
 .PHONY: build
 build: setup-build ## Build everything the tests use

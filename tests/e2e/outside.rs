@@ -1,13 +1,50 @@
 //! Clients that are not ours: the lines of the README through grpcurl, and a Python program.
 
-use std::process::Command;
+use std::{
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use millrace_tests::{
-    suite::said,
+    net,
+    suite::{Suite, said},
     tools::{python, repository},
 };
 
 use crate::commands::Dev;
+
+/// The first of the README's two commands, as it stands but for its ports and its folder.
+#[test]
+fn make_run_builds_and_serves_the_whole_suite() {
+    let suite = Suite::without_database();
+    let (listen, http) = (net::free_port(), net::free_port());
+    let mut make = Command::new("make")
+        .arg("run")
+        .current_dir(repository())
+        .env("MILLRACE_LISTEN", format!("127.0.0.1:{listen}"))
+        .env("MILLRACE_HTTP_LISTEN", format!("127.0.0.1:{http}"))
+        .env("MILLRACE_DATA_DIR", suite.folder().join("run"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .expect("make");
+    let late = Instant::now() + Duration::from_secs(300);
+    while !net::is_healthy(&format!("127.0.0.1:{http}")) {
+        let ended = make.try_wait().expect("looking at make");
+        assert!(ended.is_none() && Instant::now() < late, "`make run` does not serve: {ended:?}");
+        net::pause();
+    }
+    let endpoint = format!("http://127.0.0.1:{listen}");
+    let run =
+        suite.client(&endpoint, ["task", "run", "--", "sh", "-c", "echo hello; exit 3"]).output().expect("running");
+    let group = i32::try_from(make.id()).expect("a process id");
+    let ended = Command::new("kill").args(["-TERM", "--", &format!("-{group}")]).status();
+    assert!(ended.is_ok_and(|status| status.success()));
+    make.wait().expect("make ends");
+    assert_eq!((run.status.code(), &run.stdout[..]), (Some(3), &b"hello\n"[..]), "{}", said(&run));
+}
 
 /// Every shell block of the README that calls grpcurl is run as it stands, against a server of the test's own.
 #[test]

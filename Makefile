@@ -36,9 +36,12 @@ $(PGBOUNCER):
 $(GRPCURL):
 	@scripts/setup grpcurl $(TOOLS)
 
+# The tests ask for what they have built already, which has other features than the binary alone.
+RUN_TARGETS ?= --bin millrace
+
 .PHONY: run
 run: setup-build ## Build and serve the whole suite on SQLite, at 127.0.0.1:7600
-	cargo build --workspace --bin millrace
+	cargo build --workspace $(RUN_TARGETS)
 	exec target/debug/millrace dev
 
 .PHONY: build

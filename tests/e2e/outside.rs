@@ -14,13 +14,13 @@ use millrace_tests::{
 
 use crate::commands::Dev;
 
-/// The first of the README's two commands, as it stands but for its ports and its folder.
+/// The first of the README's two commands, on ports and in a folder of its own, with what is built already.
 #[test]
 fn make_run_builds_and_serves_the_whole_suite() {
     let suite = Suite::without_database();
     let (listen, http) = (net::free_port(), net::free_port());
     let mut make = Command::new("make")
-        .arg("run")
+        .args(["run", "RUN_TARGETS=--all-targets"])
         .current_dir(repository())
         .env("MILLRACE_LISTEN", format!("127.0.0.1:{listen}"))
         .env("MILLRACE_HTTP_LISTEN", format!("127.0.0.1:{http}"))

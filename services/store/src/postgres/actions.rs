@@ -1,9 +1,16 @@
 //! What people do to tasks.
 
-use millrace_core::{id::TaskId, retry::OutcomeKind, task::State};
+use millrace_core::{
+    READER_RANGE,
+    foreign::{Defect, reader_defect, state_defect},
+    id::TaskId,
+    retry::OutcomeKind,
+    task::State,
+};
 use uuid::Uuid;
 
 use super::{
+    columns::{Columns, Read},
     conn::Conn,
     foreign::{end_live, locked, unfit_to_end},
     moves::Ending,
@@ -30,7 +37,7 @@ pub(super) fn keep_request(conn: &mut Conn<'_>, request: Option<Uuid>, task: Opt
 }
 
 pub(super) fn request(people: &Pool, key: Uuid) -> Result<Option<TaskId>> {
-    let statement = sql("SELECT task_id FROM requests WHERE key = $1").bind(key);
+    let statement = sql("SELECT r.task_id FROM requests r WHERE r.key = $1").bind(key);
     people.read(move |conn| Ok(conn.first(statement, |row| row.get_nullable())?.flatten().map(TaskId)))
 }
 
@@ -67,10 +74,11 @@ fn cancel_once(conn: &mut Conn<'_>, id: TaskId, reason: &str, end: End) -> Resul
     match lock_task(conn, id)? {
         Place::Live(State::Scheduled | State::Queued) => end(conn, id, reason)?,
         Place::Live(State::Dispatched | State::Running) => {
-            conn.execute(sql("UPDATE tasks SET state = 5 WHERE id = $1").bind(id.0))?;
+            conn.execute(sql("UPDATE tasks t SET state = 5 WHERE t.id = $1").bind(id.0))?;
         }
         Place::Live(_) | Place::Finished(State::Cancelled) => {}
         Place::Finished(_) => return there(conn, id).map(CancelResult::Finished),
+        Place::TooNew(defect) => return Ok(CancelResult::TooNew(defect)),
         Place::Nowhere => return Ok(CancelResult::NotFound),
     }
     there(conn, id).map(CancelResult::Done)
@@ -99,7 +107,19 @@ fn end_foreign_task(conn: &mut Conn<'_>, id: TaskId, reason: &str) -> Result<()>
 enum Place {
     Live(State),
     Finished(State),
+    /// Wherever it is, only a later release may act on it (R9).
+    TooNew(Defect),
     Nowhere,
+}
+
+/// The columns min_reader and state: the state to act on, or why that is left to a later release.
+fn actable(row: &mut Columns<'_>) -> Read<std::result::Result<State, Defect>> {
+    if let Some(defect) = reader_defect(row.get()?, READER_RANGE.1) {
+        return Ok(Err(defect));
+    }
+    let number: i32 = row.get()?;
+    let known = i16::try_from(number).ok().and_then(|number| State::try_from(number).ok());
+    Ok(known.ok_or_else(|| state_defect(number)))
 }
 
 /// Finds a task and locks its row, so that it stays where it is. A task that moves from one table to the other between two looks
@@ -107,15 +127,17 @@ enum Place {
 fn lock_task(conn: &mut Conn<'_>, id: TaskId) -> Result<Place> {
     for _ in 0..LOOKS {
         let state = |text| sql(text).bind(id.0);
-        let live = state("SELECT state FROM tasks WHERE id = $1 FOR UPDATE");
-        if let Some(state) = conn.first(live, |row| row.get_as(|number: i16| State::try_from(number)))? {
-            return Ok(Place::Live(state));
+        let live = state("SELECT t.min_reader, t.state FROM tasks t WHERE t.id = $1 FOR UPDATE");
+        if let Some(found) = conn.first(live, actable)? {
+            return Ok(found.map_or_else(Place::TooNew, Place::Live));
         }
-        let finished = state("SELECT state FROM finished_tasks WHERE id = $1 FOR UPDATE");
-        if let Some(state) = conn.first(finished, |row| row.get_as(|number: i16| State::try_from(number)))? {
-            return Ok(Place::Finished(state));
+        let finished = state("SELECT f.min_reader, f.state FROM finished_tasks f WHERE f.id = $1 FOR UPDATE");
+        if let Some(found) = conn.first(finished, actable)? {
+            return Ok(found.map_or_else(Place::TooNew, Place::Finished));
         }
-        let either = sql("SELECT id FROM tasks WHERE id = $1 UNION ALL SELECT id FROM finished_tasks WHERE id = $1");
+        let either = sql(
+            "SELECT (t.id) FROM tasks t WHERE t.id = $1 UNION ALL SELECT (f.id) FROM finished_tasks f WHERE f.id = $1",
+        );
         if conn.first(either.bind(id.0), uuid)?.is_none() {
             return Ok(Place::Nowhere);
         }
@@ -147,11 +169,13 @@ pub(super) fn retry(pool: &Pool, id: TaskId, request: Option<Uuid>) -> Result<Id
 
 fn retry_once(conn: &mut Conn<'_>, id: TaskId) -> Result<RetryResult> {
     // The queue is locked before the task, as everywhere, and a finished task does not change its queue.
-    let queue = sql("SELECT queue FROM finished_tasks WHERE id = $1").bind(id.0);
+    let queue = sql("SELECT f.queue FROM finished_tasks f WHERE f.id = $1").bind(id.0);
     if let Some(queue) = conn.first(queue, text)? {
-        let open = sql("SELECT name FROM queues WHERE name = $1 AND NOT draining FOR KEY SHARE").bind(queue.as_str());
+        let open =
+            sql("SELECT q.name FROM queues q WHERE q.name = $1 AND NOT q.draining FOR KEY SHARE").bind(queue.as_str());
         let open = conn.first(open, text)?.is_some();
         return match lock_task(conn, id)? {
+            Place::TooNew(defect) => Ok(RetryResult::TooNew(defect)),
             Place::Finished(State::Succeeded) => there(conn, id).map(RetryResult::WrongState),
             Place::Finished(_) if !open => Ok(RetryResult::QueueClosed(queue)),
             Place::Finished(_) => {
@@ -163,6 +187,7 @@ fn retry_once(conn: &mut Conn<'_>, id: TaskId) -> Result<RetryResult> {
         };
     }
     match lock_task(conn, id)? {
+        Place::TooNew(defect) => Ok(RetryResult::TooNew(defect)),
         Place::Live(_) => there(conn, id).map(RetryResult::WrongState),
         Place::Nowhere => Ok(RetryResult::NotFound),
         Place::Finished(_) => Err(StoreError::Conflict(format!("task {id} has just ended"))),
@@ -175,7 +200,11 @@ const RETRY: &str = concat!(
     "WITH clock AS MATERIALIZED (
         SELECT ", now_us!(), " AS now_us
     ), was AS (
-        DELETE FROM finished_tasks WHERE id = $1 RETURNING *
+        DELETE FROM finished_tasks f WHERE f.id = $1
+        RETURNING f.id, f.tenant, f.queue, f.rank, f.executor, f.resource_class, f.concurrency_key, f.exclusive, f.timeout_ms,
+            f.attempt, f.token, f.session_id, f.created_at_us, f.expires_at_us, f.dispatched_at_us, f.started_at_us,
+            f.trace_context, f.format, f.min_reader, f.spec, f.finished_at_us, f.outcome, f.exit_code, f.signal, f.message,
+            f.output_tail, f.output_bytes, f.ended_at_us
     ), kept AS (
         INSERT INTO attempts (task_id, attempt, token, session_id, orchestrator, dispatched_at_us, recorded_at_us, outcome,
             exit_code, signal, message, output_tail, output_bytes, started_at_us, ended_at_us)

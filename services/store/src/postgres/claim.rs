@@ -84,16 +84,17 @@ fn by_lease(dispatch: Dispatch) -> ((TaskId, Token), Dispatch) {
 /// Locks gates and sessions, each by its key, and then the tasks (R8); a lock that had to wait reads the row again, so
 /// what is compared is what is committed, and stays until this commits (R2, R5). What is joined to the items stands in `(… IN …) IS
 /// TRUE`, which hashes it; the tasks are found by their key. `state` is asked for and not `ready_at_us`, so that no partial index
-/// over the whole queue looks like a way to find them.
+/// over the whole queue looks like a way to find them. A number of attempts that nobody can have counted is left as it is: raised, it
+/// might end the statement, and as it is, it is no attempt's, so that the row is set aside with it.
 const CLAIM: &str = concat!(
     "WITH gate AS MATERIALIZED (
-        SELECT queue, epoch FROM queue_gates WHERE queue = ANY($1::text[]) AND NOT paused ORDER BY queue FOR SHARE
+        SELECT g.queue, g.epoch FROM queue_gates g WHERE g.queue = ANY($1::text[]) AND NOT g.paused ORDER BY g.queue FOR SHARE
     ), holder AS MATERIALIZED (
-        SELECT id, generation FROM sessions WHERE id = ANY($2::uuid[]) AND state = 1 ORDER BY id FOR SHARE
+        SELECT s.id, s.generation FROM sessions s WHERE s.id = ANY($2::uuid[]) AND s.state = 1 ORDER BY s.id FOR SHARE
     ), clock AS MATERIALIZED (
         SELECT ", now_us!(), " AS now_us
     )
-    UPDATE tasks t SET state = 3, attempt = t.attempt + 1, token = item.token, session_id = item.session, ready_at_us = NULL,
+    UPDATE tasks t SET state = 3, attempt = t.attempt + (t.attempt BETWEEN 0 AND 999999)::int, token = item.token, session_id = item.session, ready_at_us = NULL,
         dispatched_at_us = (SELECT now_us FROM clock), started_at_us = NULL
     FROM unnest($3::uuid[], $4::text[], $5::bigint[], $6::uuid[], $7::bigint[], $8::bigint[])
         AS item(task, queue, epoch, session, generation, token)
@@ -177,8 +178,8 @@ fn look_up(conn: &mut Conn<'_>, claims: &[&Claim]) -> Result<Reasons> {
     .array(claims.iter().map(|claim| claim.task.0))
     .array(claims.iter().map(|claim| claim.queue.as_str()))
     .bind(READER_RANGE.1);
-    let gates = sql("SELECT queue, epoch FROM queue_gates WHERE queue = ANY($1::text[]) AND NOT paused");
-    let sessions = sql("SELECT id, generation FROM sessions WHERE id = ANY($1::uuid[]) AND state = 1");
+    let gates = sql("SELECT g.queue, g.epoch FROM queue_gates g WHERE g.queue = ANY($1::text[]) AND NOT g.paused");
+    let sessions = sql("SELECT s.id, s.generation FROM sessions s WHERE s.id = ANY($1::uuid[]) AND s.state = 1");
     Ok(Reasons {
         won_before: conn.task_rows(won_before, dispatch)?.read,
         waiting: conn.rows(waiting, uuid)?.into_iter().map(TaskId).collect(),

@@ -15,7 +15,7 @@ use super::{
 use crate::{Activated, Audit, Cluster, MemberRow, Result, StoreError, Tick, migrate};
 
 pub(super) fn cluster(pool: &Pool) -> Result<Cluster> {
-    let statement = sql("SELECT incarnation, write_format, route_version FROM cluster");
+    let statement = sql("SELECT c.incarnation, c.write_format, c.route_version FROM cluster c");
     pool.read(move |conn| {
         conn.one(statement, |row| {
             Ok(Cluster { incarnation: row.get()?, write_format: row.get()?, route_version: row.get()? })
@@ -25,13 +25,14 @@ pub(super) fn cluster(pool: &Pool) -> Result<Cluster> {
 
 pub(super) fn tick(pool: &Pool, rule: TickRule) -> Result<Tick> {
     pool.transaction(move |conn| {
-        let clock = conn.one(sql("SELECT served_ms, ticked_at_us, frozen_ms FROM served_clock FOR UPDATE"), |row| {
-            Ok(ServedClock { served_ms: row.get()?, ticked_at: Timestamp(row.get()?), frozen_ms: row.get()? })
-        })?;
+        let clock = conn
+            .one(sql("SELECT c.served_ms, c.ticked_at_us, c.frozen_ms FROM served_clock c FOR UPDATE"), |row| {
+                Ok(ServedClock { served_ms: row.get()?, ticked_at: Timestamp(row.get()?), frozen_ms: row.get()? })
+            })?;
         // After the lock: the time of a statement that waited would be older than the tick that it waited for.
         let now = Timestamp(conn.one(sql(concat!("SELECT ", now_us!())), number)?);
         let clock = clock.tick(now, rule);
-        let write = sql("UPDATE served_clock SET served_ms = $1, ticked_at_us = $2, frozen_ms = $3");
+        let write = sql("UPDATE served_clock c SET served_ms = $1, ticked_at_us = $2, frozen_ms = $3");
         conn.execute(write.bind(clock.served_ms).bind(clock.ticked_at.0).bind(clock.frozen_ms))?;
         Ok(Tick { clock, now })
     })
@@ -43,9 +44,9 @@ const FORGET_MEMBERS_MS: i64 = 3_600_000;
 pub(super) fn renew_member(pool: &Pool, row: &MemberRow, ttl_ms: i64) -> Result<()> {
     let renew = sql(concat!(
         "INSERT INTO members (id, kind, endpoint, build, min_reader, max_reader, expires_served_ms, seen_at_us)
-         SELECT $1, $2, $3, $4, $5, $6, served_ms + $7, ",
+         SELECT $1, $2, $3, $4, $5, $6, c.served_ms + $7, ",
         now_us!(),
-        " FROM served_clock
+        " FROM served_clock c
          ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, endpoint = excluded.endpoint, build = excluded.build,
             min_reader = excluded.min_reader, max_reader = excluded.max_reader,
             expires_served_ms = excluded.expires_served_ms, seen_at_us = excluded.seen_at_us"
@@ -57,9 +58,9 @@ pub(super) fn renew_member(pool: &Pool, row: &MemberRow, ttl_ms: i64) -> Result<
     .bind(row.readers.0)
     .bind(row.readers.1)
     .bind(ttl_ms);
-    let forget = sql("DELETE FROM members WHERE id IN (
-            SELECT id FROM members WHERE expires_served_ms < (SELECT served_ms FROM served_clock) - $1
-            ORDER BY id FOR UPDATE SKIP LOCKED)")
+    let forget = sql("DELETE FROM members m WHERE m.id IN (
+            SELECT f.id FROM members f WHERE f.expires_served_ms < (SELECT c.served_ms FROM served_clock c) - $1
+            ORDER BY f.id FOR UPDATE SKIP LOCKED)")
     .bind(FORGET_MEMBERS_MS);
     pool.write(move |conn| {
         conn.execute(renew)?;
@@ -68,12 +69,13 @@ pub(super) fn renew_member(pool: &Pool, row: &MemberRow, ttl_ms: i64) -> Result<
 }
 
 pub(super) fn remove_member(pool: &Pool, id: MemberId) -> Result<()> {
-    let statement = sql("DELETE FROM members WHERE id = $1").bind(id.0);
+    let statement = sql("DELETE FROM members m WHERE m.id = $1").bind(id.0);
     pool.write(move |conn| conn.execute(statement).map(drop))
 }
 
-const MEMBERS: &str = "SELECT id, kind, endpoint, build, min_reader, max_reader, seen_at_us FROM members
-    WHERE expires_served_ms >= (SELECT served_ms FROM served_clock) ORDER BY kind, id";
+const MEMBERS: &str =
+    "SELECT m.id, m.kind, m.endpoint, m.build, m.min_reader, m.max_reader, m.seen_at_us FROM members m
+    WHERE m.expires_served_ms >= (SELECT c.served_ms FROM served_clock c) ORDER BY m.kind, m.id";
 
 pub(super) fn members(pool: &Pool) -> Result<Vec<MemberRow>> {
     pool.read(|conn| conn.readable_rows(sql(MEMBERS), member))
@@ -84,7 +86,7 @@ pub(super) fn members(pool: &Pool) -> Result<Vec<MemberRow>> {
 pub(super) fn activate(pool: &Pool, format: i16, rollback_reads: i16, audit: &Audit) -> Result<Activated> {
     let audit = audit.clone();
     pool.transaction(move |conn| {
-        let before = conn.one(sql("SELECT write_format FROM cluster FOR UPDATE"), |row| row.get())?;
+        let before = conn.one(sql("SELECT c.write_format FROM cluster c FOR UPDATE"), |row| row.get())?;
         let behind = conn.readable_rows(sql(MEMBERS), member)?;
         let behind: Vec<MemberRow> = behind.into_iter().filter(|member| member.readers.1 < format).collect();
         let refusal = match () {
@@ -97,7 +99,7 @@ pub(super) fn activate(pool: &Pool, format: i16, rollback_reads: i16, audit: &Au
             conn.undo();
             return Ok(refusal);
         }
-        conn.execute(sql("UPDATE cluster SET write_format = $1").bind(format))?;
+        conn.execute(sql("UPDATE cluster c SET write_format = $1").bind(format))?;
         write_audit(conn, &audit)?;
         Ok(Activated::Done { before })
     })

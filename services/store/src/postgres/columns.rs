@@ -3,12 +3,18 @@
 //! A release may have changed a column's type in either direction. What means the same is read all the same; what does not
 //! is an error of that column of that row, which costs no neighbour (R10).
 
+use std::borrow::Cow;
+
 use diesel::{
     connection::{DefaultLoadingMode, LoadConnection},
     pg::{Pg, PgConnection, PgValue},
     row::{Field, Row},
 };
-use millrace_core::{foreign::Defect, id::TaskId};
+use millrace_core::{
+    foreign::{Bounds, Defect, is_traceparent},
+    id::TaskId,
+};
+use serde_json::Value as Json;
 use uuid::Uuid;
 
 /// What is read from a row.
@@ -67,6 +73,37 @@ impl<'r> Columns<'r> {
         let at = self.next;
         let value = self.get::<T>()?;
         convert(value).map_err(|error| self.bad(at, error.to_string()))
+    }
+
+    /// The next column, a whole number that lies within bounds.
+    pub(super) fn within<T: Decode + Copy + Into<i64>>(&mut self, bounds: &Bounds) -> Read<T> {
+        self.get_as(|number| inside(number, bounds))
+    }
+
+    /// The same for a column that may be null.
+    pub(super) fn nullable_within(&mut self, bounds: &Bounds) -> Read<Option<i64>> {
+        self.read(|value| value.map(|value| inside(i64::decode(value)?, bounds)).transpose())
+    }
+
+    /// The next column, without which the row is as good when it is no number within bounds.
+    pub(super) fn spare_within<T: Decode + Copy + Default + Into<i64>>(&mut self, bounds: &Bounds) -> T {
+        let read = self.within(bounds);
+        self.or_default(read)
+    }
+
+    /// The same for a column that may be null.
+    pub(super) fn spare_nullable_within(&mut self, bounds: &Bounds) -> Option<i64> {
+        let read = self.nullable_within(bounds);
+        self.or_default(read)
+    }
+
+    /// The next column, a traceparent or the empty text, without which the row is as good.
+    pub(super) fn spare_traceparent(&mut self) -> String {
+        let read = self.get_as(|text: String| match text.is_empty() || is_traceparent(&text) {
+            true => Ok(text),
+            false => Err(format!("holds the text {:?}, not a W3C traceparent", start_of(&text))),
+        });
+        self.or_default(read)
     }
 
     /// The next column, which holds one of several numbers: one that this build does not know is of a later release.
@@ -158,30 +195,83 @@ mod oid {
     pub(super) const NUMERIC: u32 = 1700;
     pub(super) const UUID: u32 = 2950;
     pub(super) const JSONB: u32 = 3802;
+
+    /// A type's name as people write it; of one that no column ever had, its number.
+    pub(super) fn name(oid: u32) -> String {
+        let name = match oid {
+            BOOL => "boolean",
+            BYTEA => "bytea",
+            NAME => "name",
+            INT8 => "bigint",
+            INT2 => "smallint",
+            INT4 => "integer",
+            TEXT => "text",
+            JSON => "json",
+            FLOAT4 => "real",
+            FLOAT8 => "double precision",
+            UNKNOWN => "unknown",
+            BPCHAR => "character",
+            VARCHAR => "character varying",
+            NUMERIC => "numeric",
+            UUID => "uuid",
+            JSONB => "jsonb",
+            other => return format!("with number {other}"),
+        };
+        name.to_owned()
+    }
 }
 
 fn unexpected<T>(value: Raw<'_>, expected: &str) -> Result<T, String> {
-    Err(format!("is of the type with number {}, not {expected}", value.oid))
+    Err(format!("is of the type {}, not {expected}", oid::name(value.oid)))
+}
+
+fn inside<T: Copy + Into<i64>>(number: T, bounds: &Bounds) -> Result<T, String> {
+    match bounds.hold(number) {
+        true => Ok(number),
+        false => Err(format!("holds {}, not {}", number.into(), bounds.expected)),
+    }
+}
+
+/// As much of a text as a sentence can hold.
+fn start_of(text: &str) -> String {
+    text.chars().take(40).collect()
 }
 
 fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N], String> {
     bytes.try_into().map_err(|_| format!("has {} bytes, not {N}", bytes.len()))
 }
 
-/// The characters of a type that is text, or written as text.
-fn characters(value: Raw<'_>) -> Option<Result<&str, String>> {
-    let bytes = value.bytes;
-    let bytes = match value.oid {
-        oid::TEXT | oid::VARCHAR | oid::BPCHAR | oid::NAME | oid::UNKNOWN | oid::JSON => bytes,
-        // A version stands before it.
-        oid::JSONB => bytes.get(1..)?,
-        _ => return None,
-    };
-    Some(std::str::from_utf8(bytes).map_err(|_| "is text that is not UTF-8".to_owned()))
+/// The characters of a type that is text, or written as text. Of JSON, those of a string, a number, true or false.
+fn characters(value: Raw<'_>) -> Option<Result<Cow<'_, str>, String>> {
+    match value.oid {
+        oid::TEXT | oid::VARCHAR | oid::NAME | oid::UNKNOWN => Some(utf8(value.bytes).map(Cow::Borrowed)),
+        // Filled up with blanks, which mean nothing.
+        oid::BPCHAR => Some(utf8(value.bytes).map(|text| Cow::Borrowed(text.trim_end_matches(' ')))),
+        _ => json(value).map(|json| match json? {
+            Json::String(text) => Ok(Cow::Owned(text)),
+            Json::Bool(value) => Ok(Cow::Owned(value.to_string())),
+            // 5.0 is 5.
+            Json::Number(number) => Ok(Cow::Owned(match (number.as_i64(), number.as_f64()) {
+                (None, Some(number)) if number.fract() == 0.0 && number.abs() < 9e15 => (number as i64).to_string(),
+                _ => number.to_string(),
+            })),
+            other => Err(format!("holds {other:.40}")),
+        }),
+    }
 }
 
-fn is_json(value: Raw<'_>) -> bool {
-    matches!(value.oid, oid::JSON | oid::JSONB)
+fn json(value: Raw<'_>) -> Option<Result<Json, String>> {
+    let bytes = match value.oid {
+        oid::JSON => value.bytes,
+        // A version stands before it.
+        oid::JSONB => value.bytes.get(1..)?,
+        _ => return None,
+    };
+    Some(utf8(bytes).and_then(|text| serde_json::from_str(text).map_err(|error| error.to_string())))
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(bytes).map_err(|_| "is text that is not UTF-8".to_owned())
 }
 
 impl Decode for i64 {
@@ -201,8 +291,8 @@ impl Decode for i64 {
             _ => match characters(value) {
                 Some(text) => {
                     let text = text?;
-                    let number = text.trim().trim_matches('"').parse();
-                    number.map_err(|_| format!("holds the text {text:.40?}, not a whole number"))
+                    let number = text.trim().parse();
+                    number.map_err(|_| format!("holds the text {:?}, not a whole number", start_of(&text)))
                 }
                 None => unexpected(value, "a whole number"),
             },
@@ -249,8 +339,8 @@ impl Decode for bool {
             return Ok(fixed::<1>(value.bytes)? != [0]);
         }
         match characters(value) {
-            Some(Ok("true" | "t")) => return Ok(true),
-            Some(Ok("false" | "f")) => return Ok(false),
+            Some(Ok(text)) if matches!(&*text, "true" | "t") => return Ok(true),
+            Some(Ok(text)) if matches!(&*text, "false" | "f") => return Ok(false),
             _ => {}
         }
         match i64::decode(value) {
@@ -264,12 +354,10 @@ impl Decode for bool {
 impl Decode for String {
     fn decode(value: Raw<'_>) -> Result<Self, String> {
         match characters(value) {
-            Some(Ok(text)) if is_json(value) => match serde_json::from_str(text) {
-                Ok(serde_json::Value::String(text)) => Ok(text),
-                Ok(serde_json::Value::Number(number)) if number.is_i64() => Ok(number.to_string()),
-                _ => Err(format!("holds {text:.40}, not text")),
+            Some(text) => match json(value) {
+                Some(Ok(other)) if !other.is_string() && !other.is_i64() => Err(format!("holds {other:.40}, not text")),
+                _ => text.map(Cow::into_owned),
             },
-            Some(text) => text.map(str::to_owned),
             None if matches!(value.oid, oid::INT2 | oid::INT4 | oid::INT8 | oid::NUMERIC) => {
                 i64::decode(value).map(|number| number.to_string())
             }
@@ -293,7 +381,7 @@ impl Decode for Uuid {
         match value.oid {
             oid::UUID => Ok(Uuid::from_bytes(fixed(value.bytes)?)),
             _ => match characters(value) {
-                Some(text) => Uuid::try_parse(text?).map_err(|_| "holds text that is not a UUID".to_owned()),
+                Some(text) => Uuid::try_parse(&text?).map_err(|_| "holds text that is not a UUID".to_owned()),
                 None => unexpected(value, "a UUID"),
             },
         }
@@ -313,6 +401,10 @@ mod tests {
         assert_eq!(read::<i32>(oid::INT8, &7i64.to_be_bytes()), Ok(7));
         assert_eq!(read::<i64>(oid::INT2, &(-7i16).to_be_bytes()), Ok(-7));
         assert_eq!(read::<i64>(oid::TEXT, b" 12 "), Ok(12));
+        assert_eq!(read::<i64>(oid::JSONB, b"\x0112"), Ok(12));
+        assert_eq!(read::<i64>(oid::JSONB, b"\x01\"12\""), Ok(12));
+        assert_eq!(read::<i64>(oid::JSON, b"12.0"), Ok(12));
+        assert!(read::<i64>(oid::JSON, b"12.5").is_err());
         assert_eq!(read::<i64>(oid::FLOAT8, &3.0f64.to_be_bytes()), Ok(3));
         assert!(read::<i64>(oid::FLOAT8, &3.5f64.to_be_bytes()).is_err());
         assert!(read::<i32>(oid::INT8, &(1i64 << 40).to_be_bytes()).is_err());
@@ -333,7 +425,8 @@ mod tests {
     #[test]
     fn text_true_and_ids_are_read_from_what_means_the_same() {
         assert_eq!(read::<String>(oid::JSONB, b"\x01\"a\""), Ok("a".into()));
-        assert_eq!(read::<String>(oid::VARCHAR, b"a"), Ok("a".into()));
+        assert_eq!(read::<String>(oid::VARCHAR, b"a "), Ok("a ".into()));
+        assert_eq!(read::<String>(oid::BPCHAR, b"a   "), Ok("a".into()));
         assert_eq!(read::<String>(oid::INT4, &5i32.to_be_bytes()), Ok("5".into()));
         assert!(read::<String>(oid::JSONB, b"\x01{}").is_err());
         assert!(read::<String>(oid::TEXT, &[0xff]).is_err());
@@ -343,5 +436,8 @@ mod tests {
         let id = Uuid::from_u128(7);
         assert_eq!(read::<Uuid>(oid::TEXT, id.to_string().as_bytes()), Ok(id));
         assert_eq!(read::<Uuid>(oid::UUID, id.as_bytes()), Ok(id));
+        assert_eq!(read::<Uuid>(oid::JSON, format!("\"{id}\"").as_bytes()), Ok(id));
+        assert_eq!(read::<bool>(oid::JSON, b"true"), Ok(true));
+        assert_eq!(read::<bool>(oid::JSON, b"\"f\""), Ok(false));
     }
 }

@@ -73,7 +73,7 @@ fn complete_part(pool: &Pool, part: &[Completion]) -> Result<Vec<Completed>> {
 /// along. What most completions do not have is sent as NULL.
 const COMPLETE: &str = concat!(
     "WITH clock AS MATERIALIZED (
-        SELECT now_us, ((now_us / slice_us) % 8)::smallint AS slot FROM cluster, (SELECT ", now_us!(), " AS now_us) AS now
+        SELECT now_us, ((now_us / c.slice_us) % 8)::smallint AS slot FROM cluster c, (SELECT ", now_us!(), " AS now_us) AS now
     ), ended AS (
         DELETE FROM tasks t USING unnest($1::uuid[], $2::integer[], $3::bigint[]) WITH ORDINALITY AS item(id, attempt, token, n)
         WHERE t.id = item.id AND t.attempt = item.attempt AND t.token = item.token AND t.state IN (3, 4, 5)
@@ -81,7 +81,7 @@ const COMPLETE: &str = concat!(
             t.timeout_ms, t.attempt, t.token, t.session_id, t.failures, t.losses, t.unsupported, t.created_at_us, t.expires_at_us,
             t.dispatched_at_us, t.started_at_us, t.trace_context, t.format, t.min_reader, t.spec, item.n::integer AS n
     )
-    INSERT INTO finished_tasks (slot, finished_at_us, id, tenant, queue, state, rank, executor, resource_class,
+    INSERT INTO finished_tasks AS f (slot, finished_at_us, id, tenant, queue, state, rank, executor, resource_class,
         concurrency_key, exclusive, timeout_ms, attempt, token, session_id, unsupported, created_at_us, expires_at_us,
         dispatched_at_us, trace_context, format, min_reader, spec, failures, losses, outcome, exit_code, signal, message,
         output_tail, output_bytes, started_at_us, ended_at_us)
@@ -93,7 +93,7 @@ const COMPLETE: &str = concat!(
         coalesce(($10::text[])[n], ''), coalesce(($11::bytea[])[n], ''), coalesce(($12::bigint[])[n], 0),
         coalesce(($13::bigint[])[n], started_at_us), ($14::bigint[])[n]
     FROM ended
-    RETURNING id, attempt, token"
+    RETURNING f.id, f.attempt, f.token"
 );
 
 const RECORDED_BEFORE: &str =

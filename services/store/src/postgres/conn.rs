@@ -10,9 +10,12 @@ use diesel::{
 use millrace_core::{foreign::Defect, id::TaskId};
 
 use super::{
+    Known,
     columns::{Columns, Read},
-    failure::{self, from_diesel, words},
+    drift::{Cause, Edition, Found, Next, Shape, line, looking},
+    failure::{self, by_types, from_diesel, words},
     link::Watch,
+    pool::Pace,
     sql::Statement,
 };
 use crate::{Foreign, Result, StoreError};
@@ -30,6 +33,10 @@ pub(super) enum Mode {
     Transaction,
 }
 
+/// How often a statement, or a transaction, is tried that was refused for types which turn out to be others each time: a release that
+/// changes two tables changes them one after the other.
+const TRIES: usize = 3;
+
 /// Rows of tasks.
 pub(super) struct TaskRows<T> {
     /// Those that could be read.
@@ -42,7 +49,7 @@ pub(super) struct TaskRows<T> {
 pub(super) struct Conn<'l> {
     pg: &'l mut PgConnection,
     watch: &'l Watch,
-    foreign: &'l Foreign,
+    known: &'l Known,
     mode: Mode,
     patience: Duration,
     /// A statement that commits by itself has succeeded in this call.
@@ -51,40 +58,76 @@ pub(super) struct Conn<'l> {
     lost: bool,
     /// The transaction is to be rolled back although the call succeeds.
     undo: bool,
+    /// A statement of the transaction was refused for types, and which of them it was fitted to.
+    refused: Option<(Edition, Cause)>,
 }
 
 impl<'l> Conn<'l> {
     pub(super) fn new(
         pg: &'l mut PgConnection,
         watch: &'l Watch,
-        foreign: &'l Foreign,
+        known: &'l Known,
         mode: Mode,
         patience: Duration,
     ) -> Self {
-        Self { pg, watch, foreign, mode, patience, wrote: false, lost: false, undo: false }
+        Self { pg, watch, known, mode, patience, wrote: false, lost: false, undo: false, refused: None }
+    }
+
+    /// Sets the session for statements that find no index while columns have other types, and back once they have not. The types are looked
+    /// at first when it is time to.
+    pub(super) fn set_pace(&mut self, pace: &Pace) -> Result<()> {
+        if self.shape().is_due() {
+            // Whatever comes of it: the call tells by itself whether it can be done.
+            let _ = self.look_for(Cause::Routine, None);
+        }
+        let reading = self.shape().is_fitted();
+        if reading {
+            self.patience *= pace.patience;
+        }
+        if self.watch.set_reading(reading) {
+            self.watch.statement(self.patience).inspect_err(|_| self.lost = true)?;
+            let settings = if reading { &pace.reading } else { &pace.searching };
+            let set = self.pg.batch_execute(settings);
+            // A session that is set halfway is of no use.
+            set.map_err(|error| self.failed(error, false)).inspect_err(|_| self.lost = true)?;
+        }
+        Ok(())
     }
 
     /// Does the work in its mode. Also tells whether the connection can be used again.
     pub(super) fn perform<T>(mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> (Result<T>, bool) {
-        let result = match self.mode {
-            Mode::Read => work(&mut self),
-            Mode::Write => {
-                let wrote_before = |error: StoreError, wrote: bool| match wrote && error.is_transient() {
-                    // An earlier statement of the call is committed, so it is not true that nothing was changed.
-                    true => StoreError::UnknownOutcome(words(error)),
-                    false => error,
-                };
-                let result = work(&mut self);
-                result.map_err(|error| wrote_before(error, self.wrote))
-            }
-            Mode::Transaction => self.transaction("BEGIN", work),
-            Mode::Snapshot => self.transaction("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY", work),
-        };
+        let mut result = work(&mut self);
+        if self.mode == Mode::Write && self.wrote {
+            let wrote_before = |error: StoreError| match error.is_transient() {
+                // An earlier statement of the call is committed, so it is not true that nothing was changed.
+                true => StoreError::UnknownOutcome(words(error)),
+                false => error,
+            };
+            result = result.map_err(wrote_before);
+        }
         (result, !self.lost)
     }
 
-    fn transaction<T>(&mut self, begin: &str, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        self.simple(begin)?;
+    /// Does the work in a transaction, and again in another when a statement was refused for the types of columns and these turn out to be
+    /// others than they were.
+    pub(super) fn transaction<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T> + Clone) -> Result<T> {
+        for _ in 1..TRIES {
+            let result = self.transact(work.clone());
+            match self.refused.take() {
+                Some((edition, cause)) if result.is_err() && !self.lost && self.knows_better(edition, cause) => {
+                    self.undo = false;
+                }
+                _ => return result,
+            }
+        }
+        self.transact(work)
+    }
+
+    fn transact<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.simple(match self.mode {
+            Mode::Snapshot => "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+            _ => "BEGIN",
+        })?;
         let result = work(self);
         if result.is_err() || self.undo {
             // Without an answer to the ROLLBACK the connection is thrown away, which rolls back as well.
@@ -118,16 +161,17 @@ impl<'l> Conn<'l> {
 
     /// Runs a statement and returns the number of rows that it touched.
     pub(super) fn execute(&mut self, statement: Statement) -> Result<usize> {
-        self.announce()?;
-        let done = self.pg.execute_returning_count(&statement);
-        let count = done.map_err(|error| self.failed(error, self.mode == Mode::Write))?;
-        self.wrote |= self.mode == Mode::Write;
-        Ok(count)
+        self.run(statement, |pg, statement| pg.execute_returning_count(statement))
     }
 
     /// What is noticed of rows that cannot be read.
     pub(super) fn foreign(&self) -> &Foreign {
-        self.foreign
+        &self.known.foreign
+    }
+
+    /// What is known of the types of columns.
+    pub(super) fn shape(&self) -> &Shape {
+        &self.known.shape
     }
 
     /// Reads every row. One that cannot be read fails the call.
@@ -137,7 +181,11 @@ impl<'l> Conn<'l> {
         read: impl Fn(&mut Columns<'_>) -> Read<T>,
     ) -> Result<Vec<T>> {
         let rows = self.load(statement, |columns| read(columns))?;
-        rows.into_iter().map(|row| row.map_err(StoreError::Unreadable)).collect()
+        let rows: Read<Vec<T>> = rows.into_iter().collect();
+        rows.map_err(|defect| {
+            self.shape().doubt();
+            StoreError::Unreadable(defect)
+        })
     }
 
     /// Reads the rows that can be read. One that cannot be must not cost its neighbours: it is left out and said so.
@@ -146,15 +194,17 @@ impl<'l> Conn<'l> {
         statement: Statement,
         read: impl Fn(&mut Columns<'_>) -> Read<T>,
     ) -> Result<Vec<T>> {
-        let foreign = self.foreign;
+        let known = self.known;
+        let foreign = &known.foreign;
         let rows = self.load(statement, |columns| {
             let row = read(columns);
-            note(foreign, columns);
+            note(known, columns);
             row
         })?;
         let keep = |row: Read<T>| {
             row.inspect_err(|defect| {
                 foreign.unreadable(None, defect);
+                known.shape.doubt();
                 tracing::warn!(column = %defect.column, error = %defect.error, "a row cannot be read and is left out");
             })
             .ok()
@@ -168,10 +218,11 @@ impl<'l> Conn<'l> {
         statement: Statement,
         read: impl Fn(&mut Columns<'_>) -> Read<T>,
     ) -> Result<TaskRows<T>> {
-        let foreign = self.foreign;
+        let known = self.known;
+        let foreign = &known.foreign;
         let rows = self.load(statement, |columns| {
             let row = read(columns);
-            note(foreign, columns);
+            note(known, columns);
             row.map_err(|defect| (columns.task_id(), defect, columns.is_too_new()))
         })?;
         let mut all = TaskRows { read: Vec::with_capacity(rows.len()), unread: Vec::new() };
@@ -179,6 +230,7 @@ impl<'l> Conn<'l> {
             match row {
                 Ok(row) => all.read.push(row),
                 Err((task, defect, too_new)) => {
+                    known.shape.doubt();
                     match too_new {
                         true => foreign.too_new(1),
                         false => foreign.unreadable(task, &defect),
@@ -206,13 +258,81 @@ impl<'l> Conn<'l> {
     }
 
     fn load<T>(&mut self, statement: Statement, read: impl Fn(&mut Columns<'_>) -> T) -> Result<Vec<T>> {
+        self.run(statement, |pg, statement| {
+            let rows = LoadConnection::<DefaultLoadingMode>::load(pg, statement)?;
+            rows.map(|row| row.map(|row| read(&mut Columns::new(&row)))).collect()
+        })
+    }
+
+    /// Runs a statement, fitted to the types of the columns, and again when it was refused for types and these turn out to be others than
+    /// they were.
+    fn run<T>(
+        &mut self,
+        mut statement: Statement,
+        send: impl Fn(&mut PgConnection, &Statement) -> diesel::QueryResult<T>,
+    ) -> Result<T> {
+        let mut left = TRIES;
+        loop {
+            let edition = statement.fit(self.shape());
+            left -= 1;
+            match self.send(&statement, &send) {
+                Ok(done) => {
+                    self.wrote |= self.mode == Mode::Write;
+                    return Ok(done);
+                }
+                Err(error) => match by_types(&error) {
+                    Some(cause) if left > 0 && self.may_run_again(edition, cause) => {}
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    fn send<T>(
+        &mut self,
+        statement: &Statement,
+        send: &impl Fn(&mut PgConnection, &Statement) -> diesel::QueryResult<T>,
+    ) -> Result<T> {
         self.announce()?;
-        let loaded = LoadConnection::<DefaultLoadingMode>::load(&mut *self.pg, statement).and_then(|rows| {
-            rows.map(|row| row.map(|row| read(&mut Columns::new(&row)))).collect::<diesel::QueryResult<Vec<_>>>()
+        send(self.pg, statement).map_err(|error| self.failed(error, self.mode == Mode::Write))
+    }
+
+    /// Whether a statement that was refused for types is to be tried again at once. A transaction is over with its first error, so
+    /// that is tried again as a whole.
+    fn may_run_again(&mut self, edition: Edition, cause: Cause) -> bool {
+        match self.mode {
+            Mode::Read | Mode::Write => self.knows_better(edition, cause),
+            Mode::Snapshot | Mode::Transaction => {
+                self.refused = Some((edition, cause));
+                false
+            }
+        }
+    }
+
+    /// Whether more is known of the types, or comes to be known by looking, than a statement was fitted to.
+    fn knows_better(&mut self, edition: Edition, cause: Cause) -> bool {
+        match self.shape().refused(edition, cause) {
+            Next::RunAgain => true,
+            Next::Look => self.look_for(cause, Some(edition)).is_ok_and(|(_, better)| better),
+            Next::GiveUp => false,
+        }
+    }
+
+    /// Looks at the types of the columns. Not within a transaction.
+    pub(super) fn look(&mut self) -> Result<Found> {
+        Ok(self.look_for(Cause::Routine, None)?.0)
+    }
+
+    fn look_for(&mut self, cause: Cause, edition: Option<Edition>) -> Result<(Found, bool)> {
+        self.watch.statement(self.patience).inspect_err(|_| self.lost = true)?;
+        let rows = LoadConnection::<DefaultLoadingMode>::load(&mut *self.pg, looking()).and_then(|rows| {
+            rows.map(|row| row.map(|row| line(&mut Columns::new(&row)))).collect::<diesel::QueryResult<Vec<_>>>()
         });
-        let rows = loaded.map_err(|error| self.failed(error, self.mode == Mode::Write))?;
-        self.wrote |= self.mode == Mode::Write;
-        Ok(rows)
+        let lines = rows.map_err(|error| self.failed(error, false))?;
+        let lines = lines.into_iter().collect::<Read<Vec<_>>>().map_err(StoreError::Unreadable)?;
+        let found = Found::of(lines);
+        let better = self.shape().note(found.clone(), cause, edition);
+        Ok((found, better))
     }
 
     fn announce(&mut self) -> Result<()> {
@@ -234,8 +354,9 @@ impl<'l> Conn<'l> {
     }
 }
 
-fn note(foreign: &Foreign, columns: &Columns<'_>) {
+fn note(known: &Known, columns: &Columns<'_>) {
     for defect in columns.ignored() {
-        foreign.ignored(&defect.column);
+        known.foreign.ignored(&defect.column);
+        known.shape.doubt();
     }
 }

@@ -54,10 +54,11 @@ fn lock(conn: &mut Conn<'_>, name: &str, target: Option<&str>) -> Result<Locked>
     names.sort_unstable();
     for one in names {
         if one == name {
-            let statement = sql("SELECT name FROM queues WHERE name = $1 FOR UPDATE").bind(one);
+            let statement = sql("SELECT q.name FROM queues q WHERE q.name = $1 FOR UPDATE").bind(one);
             locked.queue = conn.first(statement, text)?.is_some();
         } else {
-            let statement = sql("SELECT name FROM queues WHERE name = $1 AND NOT draining FOR KEY SHARE").bind(one);
+            let statement =
+                sql("SELECT q.name FROM queues q WHERE q.name = $1 AND NOT q.draining FOR KEY SHARE").bind(one);
             locked.target = conn.first(statement, text)?.is_some();
         }
     }
@@ -65,7 +66,7 @@ fn lock(conn: &mut Conn<'_>, name: &str, target: Option<&str>) -> Result<Locked>
 }
 
 fn delete_locked(conn: &mut Conn<'_>, name: &str, mode: &DeleteMode, locked: Locked) -> Result<DeleteResult> {
-    let routed = sql("SELECT name FROM routes WHERE queue = $1 ORDER BY name LIMIT 1").bind(name);
+    let routed = sql("SELECT r.name FROM routes r WHERE r.queue = $1 ORDER BY r.name LIMIT 1").bind(name);
     if let Some(route) = conn.first(routed, text)? {
         return Ok(DeleteResult::Routed(route));
     }
@@ -79,9 +80,9 @@ fn delete_locked(conn: &mut Conn<'_>, name: &str, mode: &DeleteMode, locked: Loc
             return Ok(DeleteResult::NotEmpty);
         }
         let drain = sql(concat!(
-            "UPDATE queues SET draining = TRUE, move_to = $1, updated_at_us = ",
+            "UPDATE queues q SET draining = TRUE, move_to = $1, updated_at_us = ",
             now_us!(),
-            " WHERE name = $2"
+            " WHERE q.name = $2"
         ));
         conn.execute(drain.bind(target.clone()).bind(name))?;
         if let Some(target) = &target {
@@ -106,16 +107,16 @@ fn still_draining(conn: &mut Conn<'_>, name: &str) -> Result<DeleteResult> {
 
 /// The gate stays: its epoch refuses the claims of whoever owned the queue, should there be one of this name again.
 fn remove(conn: &mut Conn<'_>, name: &str) -> Result<()> {
-    conn.execute(sql("DELETE FROM queue_leases WHERE queue = $1").bind(name))?;
-    conn.execute(sql("DELETE FROM queues WHERE name = $1").bind(name))?;
+    conn.execute(sql("DELETE FROM queue_leases l WHERE l.queue = $1").bind(name))?;
+    conn.execute(sql("DELETE FROM queues q WHERE q.name = $1").bind(name))?;
     raise_version(conn)
 }
 
 /// Whether anything waits or runs in the queue, in one snapshot, so that a task that goes from the one to the other is seen.
 fn is_busy(conn: &mut Conn<'_>, name: &str) -> Result<bool> {
-    let statement = sql("SELECT EXISTS (SELECT 1 FROM tasks WHERE queue = $1 AND ready_at_us IS NOT NULL)
-            OR EXISTS (SELECT 1 FROM tasks WHERE queue = $1 AND session_id IS NOT NULL)
-            OR EXISTS (SELECT 1 FROM tasks WHERE queue = $1 AND wake_at_us IS NOT NULL)");
+    let statement = sql("SELECT EXISTS (SELECT 1 FROM tasks t WHERE t.queue = $1 AND t.ready_at_us IS NOT NULL)
+            OR EXISTS (SELECT 1 FROM tasks t WHERE t.queue = $1 AND t.session_id IS NOT NULL)
+            OR EXISTS (SELECT 1 FROM tasks t WHERE t.queue = $1 AND t.wake_at_us IS NOT NULL)");
     conn.one(statement.bind(name), |row| row.get())
 }
 
@@ -123,8 +124,8 @@ fn is_busy(conn: &mut Conn<'_>, name: &str) -> Result<bool> {
 fn move_waiting(conn: &mut Conn<'_>, from: &str, to: &str, limit: i64) -> Result<i64> {
     let queued = sql(concat!(
         "WITH moving AS MATERIALIZED (
-            SELECT id FROM tasks WHERE queue = $1 AND ready_at_us IS NOT NULL
-            ORDER BY tenant, rank, ready_at_us, id LIMIT $2 FOR UPDATE SKIP LOCKED
+            SELECT t.id FROM tasks t WHERE t.queue = $1 AND t.ready_at_us IS NOT NULL
+            ORDER BY t.tenant, t.rank, t.ready_at_us, t.id LIMIT $2 FOR UPDATE SKIP LOCKED
         )
         UPDATE tasks t SET queue = $3, ready_at_us = clock.now_us
         FROM (SELECT ",
@@ -133,8 +134,8 @@ fn move_waiting(conn: &mut Conn<'_>, from: &str, to: &str, limit: i64) -> Result
     ));
     let moved = conn.execute(queued.bind(from).bind(limit).bind(to))? as i64;
     let scheduled = sql("WITH moving AS MATERIALIZED (
-            SELECT id FROM tasks WHERE queue = $1 AND wake_at_us IS NOT NULL
-            ORDER BY wake_at_us LIMIT $2 FOR UPDATE SKIP LOCKED
+            SELECT t.id FROM tasks t WHERE t.queue = $1 AND t.wake_at_us IS NOT NULL
+            ORDER BY t.wake_at_us LIMIT $2 FOR UPDATE SKIP LOCKED
         )
         UPDATE tasks t SET queue = $3 FROM moving WHERE t.id = moving.id");
     let scheduled = conn.execute(scheduled.bind(from).bind(limit - moved).bind(to))? as i64;
@@ -143,7 +144,7 @@ fn move_waiting(conn: &mut Conn<'_>, from: &str, to: &str, limit: i64) -> Result
 
 /// A transaction for each queue that drains, so that no more than two queues are locked at a time. Returns those that are gone now.
 pub(super) fn drain(pool: &Pool, limit: i64) -> Result<Vec<String>> {
-    let draining = sql("SELECT name, move_to FROM queues WHERE draining ORDER BY name");
+    let draining = sql("SELECT q.name, q.move_to FROM queues q WHERE q.draining ORDER BY q.name");
     let draining =
         pool.read(move |conn| conn.rows(draining, |row| Ok((row.get::<String>()?, row.get_nullable::<String>()?))))?;
     let mut gone = Vec::new();

@@ -5,6 +5,7 @@
 
 use diesel::result::{DatabaseErrorKind, Error};
 
+use super::drift::Cause;
 use crate::StoreError;
 
 /// What an error says about the connection.
@@ -23,6 +24,18 @@ pub(super) fn from_diesel(error: Error) -> (StoreError, Connection) {
     match error {
         Error::DatabaseError(kind, information) => from_server(kind, information.message()),
         other => (StoreError::Internal(other.to_string()), Connection::Sound),
+    }
+}
+
+/// Whether the types of columns may be why the server refused a statement, and which kind of look at them may help. PostgreSQL has many
+/// words for types that do not go together, so this is whatever it says of a statement that is neither about data nor about trouble.
+pub(super) fn by_types(error: &StoreError) -> Option<Cause> {
+    match error {
+        StoreError::Conflict(text) if text.contains(STALE_PLAN) => Some(Cause::Stale),
+        StoreError::Internal(_) => Some(Cause::Refused),
+        // A literal may be no value of the type that it is now compared with.
+        StoreError::Data { sqlstate, .. } if sqlstate == MISMATCH || sqlstate.starts_with("22") => Some(Cause::Refused),
+        _ => None,
     }
 }
 
@@ -45,9 +58,9 @@ fn from_server(kind: DatabaseErrorKind, message: &str) -> (StoreError, Connectio
         || LOST.iter().any(|part| text.contains(part));
     match (lost, kind) {
         (true, _) => (StoreError::Unavailable(text), Connection::Lost),
+        // A column's type was changed since the connection prepared the statement.
+        _ if text.contains(STALE_PLAN) => (StoreError::Conflict(text), Connection::Sound),
         // A standby, or a primary that has become one: another connection may lead to the primary.
-        // A column's type was changed since the connection prepared the statement: another connection prepares it anew.
-        _ if text.contains(STALE_PLAN) => (StoreError::Conflict(text), Connection::Useless),
         (_, DatabaseErrorKind::ReadOnlyTransaction) => (StoreError::Unavailable(text), Connection::Useless),
         _ => (by_kind(kind, text), Connection::Sound),
     }
@@ -69,13 +82,16 @@ fn by_kind(kind: DatabaseErrorKind, text: String) -> StoreError {
 
 /// Beginnings and parts of messages, with the SQLSTATE that PostgreSQL sends with them. Data (R10): class 22, and 54000 for
 /// values that fit no page of an index or a table.
-const DATA: [(&str, &str); 13] = [
+const DATA: [(&str, &str); 16] = [
     // A column's type was changed; a row that is written column by column may still fit.
-    ("but expression is of type", "42804"),
+    ("but expression is of type", MISMATCH),
     ("invalid byte sequence for encoding", "22021"),
     ("has no equivalent in encoding", "22P05"),
     ("unsupported Unicode escape sequence", "22P05"),
     ("out of range", "22003"),
+    ("numeric field overflow", "22003"),
+    ("cannot cast jsonb", "22023"),
+    ("expected JSON array", "22P02"),
     ("value too long for type", "22001"),
     ("invalid input syntax", "22P02"),
     ("invalid input value", "22P02"),
@@ -85,6 +101,9 @@ const DATA: [(&str, &str); 13] = [
     ("index row size", "54000"),
     ("index row requires", "54000"),
 ];
+
+/// The SQLSTATE of a value of one type for a column of another.
+const MISMATCH: &str = "42804";
 
 const TIMEOUT: [&str; 2] = ["canceling statement due to", "could not obtain lock on"];
 
@@ -168,10 +187,27 @@ mod tests {
         }
         let server = |message: &str| from_server(DatabaseErrorKind::Unknown, message).1;
         assert_eq!(server("terminating connection due to administrator command"), Connection::Lost);
-        assert_eq!(server("cached plan must not change result type"), Connection::Useless);
         assert!(matches!(sorted("cached plan must not change result type"), StoreError::Conflict(_)));
         assert_eq!(server("could not extend file \"base/1/2\": No space left on device"), Connection::Sound);
         assert!(matches!(sorted("relation \"tasks\" does not exist"), StoreError::Schema(_)));
         assert!(matches!(sorted("something new"), StoreError::Internal(_)));
+    }
+
+    #[test]
+    fn r10_what_may_be_due_to_changed_types_is_told_from_data_and_trouble() {
+        let cause = |message: &str| by_types(&sorted(message));
+        assert_eq!(cause("cached plan must not change result type"), Some(Cause::Stale));
+        for message in [
+            "operator does not exist: text = integer",
+            "column \"rank\" is of type jsonb but expression is of type integer",
+            "UNION types text and bigint cannot be matched",
+            "argument of NOT must be type boolean, not type text",
+            "invalid input syntax for type json",
+        ] {
+            assert_eq!(cause(message), Some(Cause::Refused), "{message}");
+        }
+        for message in ["deadlock detected", "canceling statement due to lock timeout", "index row size 5624 exceeds"] {
+            assert_eq!(cause(message), None, "{message}");
+        }
     }
 }

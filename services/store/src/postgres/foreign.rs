@@ -14,8 +14,9 @@ use super::{
     pool::Pool,
     rows::{now_us, text, uuid},
     sql::{Statement, sql},
+    unindexed,
 };
-use crate::{Dispatch, Drift, Examined, Inspected, Reader, Result, StoreError, foreign::may_run};
+use crate::{Dispatch, Examined, Inspected, Reader, Result, StoreError, foreign::may_run};
 
 /// A live row, whole.
 pub(super) struct RawTask {
@@ -57,6 +58,15 @@ fn raw_task(columns: &mut Columns<'_>) -> Read<RawTask> {
     let queue = columns.get()?;
     let holder = holder(columns.get_nullable()?);
     Ok(RawTask { id, raw, row, references: References { queue, holder }, heard_us: columns.get_nullable()? })
+}
+
+/// Rows as this build may judge them.
+fn whole(conn: &mut Conn<'_>, statement: Statement) -> Result<Vec<RawTask>> {
+    let mut tasks = conn.rows(statement, raw_task)?;
+    for task in &mut tasks {
+        conn.shape().hide_bytes(&mut task.row);
+    }
+    Ok(tasks)
 }
 
 pub(super) fn holder(state: Option<i16>) -> Holder {
@@ -139,13 +149,13 @@ pub(super) fn set_claimed_aside(
 /// Live rows, whole, locked in the order of their ids. What they refer to is read by a statement of its own, so that it is as new as the
 /// rows for which this has waited.
 pub(super) fn locked(conn: &mut Conn<'_>, tasks: &[TaskId]) -> Result<Vec<RawTask>> {
-    let lock = sql("SELECT id FROM tasks WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE");
+    let lock = sql("SELECT t.id FROM tasks t WHERE t.id = ANY($1::uuid[]) ORDER BY t.id FOR UPDATE");
     read_locked(conn, lock, tasks)
 }
 
 /// The same without rows that others have locked: nobody is to wait for an examination, nor it for them.
 fn locked_at_once(conn: &mut Conn<'_>, tasks: &[TaskId]) -> Result<Vec<RawTask>> {
-    let lock = sql("SELECT id FROM tasks WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED");
+    let lock = sql("SELECT t.id FROM tasks t WHERE t.id = ANY($1::uuid[]) ORDER BY t.id FOR UPDATE SKIP LOCKED");
     read_locked(conn, lock, tasks)
 }
 
@@ -155,7 +165,7 @@ fn read_locked(conn: &mut Conn<'_>, lock: Statement, tasks: &[TaskId]) -> Result
         true => Ok(Vec::new()),
         false => {
             let statement = sql(select_raw!("WHERE t.id = ANY($1::uuid[]) ORDER BY t.id"));
-            conn.rows(statement.array(ids), raw_task)
+            whole(conn, statement.array(ids))
         }
     }
 }
@@ -169,9 +179,10 @@ fn set_aside(conn: &mut Conn<'_>, reader: &Reader, rows: &[(&RawTask, Defect)]) 
     let spec = |row: &Row| foreign::bytes(row, "spec").map(<[u8]>::to_vec).ok();
     let statement = sql(concat!(
         "INSERT INTO quarantine (task_id, tenant, queue, raw, spec, error, column_name, writer_format, refused_by, first_seen_us)
-         SELECT item.*, $1, ",
+         SELECT item.task_id, item.tenant, item.queue, item.raw, item.spec, item.error, item.column_name, item.writer_format, $1, ",
         now_us!(),
-        " FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[], $9::smallint[]) AS item
+        " FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[], $9::smallint[])
+         AS item(task_id, tenant, queue, raw, spec, error, column_name, writer_format)
          ON CONFLICT (task_id) DO UPDATE SET tenant = excluded.tenant, queue = excluded.queue, raw = excluded.raw,
             spec = excluded.spec, error = excluded.error, column_name = excluded.column_name,
             writer_format = excluded.writer_format, refused_by = excluded.refused_by"
@@ -188,7 +199,7 @@ fn set_aside(conn: &mut Conn<'_>, reader: &Reader, rows: &[(&RawTask, Defect)]) 
         .array(all().map(|(_, defect)| defect.column.as_str()))
         .array(all().map(|(task, _)| foreign::integer::<i16>(&task.row, "format").ok()));
     conn.execute(statement)?;
-    let gone = sql("DELETE FROM tasks WHERE id = ANY($1::uuid[])").array(all().map(|(task, _)| task.id.0));
+    let gone = sql("DELETE FROM tasks t WHERE t.id = ANY($1::uuid[])").array(all().map(|(task, _)| task.id.0));
     conn.execute(gone)?;
     for (task, defect) in rows {
         tracing::warn!(task = %task.id, %defect, "a row was set aside: this build cannot read it");
@@ -208,7 +219,7 @@ pub(super) fn unfit_to_end(task: &RawTask) -> Option<Defect> {
 pub(super) fn end_live(conn: &mut Conn<'_>, task: &RawTask, ending: &Ending) -> Result<()> {
     let spec = foreign::bytes(&task.row, "spec").unwrap_or_default();
     finish(conn, task.id, &task.row, spec, ending)?;
-    conn.execute(sql("DELETE FROM tasks WHERE id = $1").bind(task.id.0)).map(drop)
+    conn.execute(sql("DELETE FROM tasks t WHERE t.id = $1").bind(task.id.0)).map(drop)
 }
 
 // ── Looking for them ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -219,7 +230,7 @@ pub(super) fn inspect(people: &Pool, reader: &Reader, after: Option<TaskId>, lim
     let statement = statement.bind(after.map_or(Uuid::nil(), |task| task.0)).bind(limit);
     let by = reader.clone();
     let page = people.read(move |conn| {
-        let found = conn.rows(statement, raw_task)?;
+        let found = whole(conn, statement)?;
         let next = found.last().filter(|_| found.len() as i64 == limit).map(|task| task.id);
         let judged = |task: RawTask| (task.id, by.judge(&task.row, task.references));
         Ok(Inspected { rows: found.into_iter().map(judged).collect(), next })
@@ -239,7 +250,7 @@ fn inspect_one_by_one(
     error: &StoreError,
 ) -> Result<Inspected> {
     tracing::error!(%error, "a row in a page cannot even be fetched; its neighbours are read one by one");
-    let page = sql("SELECT id FROM tasks WHERE id > $1 ORDER BY id LIMIT $2")
+    let page = sql("SELECT t.id FROM tasks t WHERE t.id > $1 ORDER BY t.id LIMIT $2")
         .bind(after.map_or(Uuid::nil(), |task| task.0))
         .bind(limit);
     let ids = people.read(move |conn| conn.rows(page, uuid))?;
@@ -247,7 +258,7 @@ fn inspect_one_by_one(
     let mut rows = Vec::new();
     for id in ids {
         let statement = sql(select_raw!("WHERE t.id = $1")).bind(id);
-        match people.read(move |conn| conn.rows(statement, raw_task)) {
+        match people.read(move |conn| whole(conn, statement)) {
             Ok(found) => {
                 rows.extend(found.into_iter().map(|task| (task.id, reader.judge(&task.row, task.references))));
             }
@@ -273,104 +284,44 @@ pub(super) fn runnable(conn: &Conn<'_>, reader: &Reader, dispatches: Vec<Dispatc
 /// Steps from (queue, tenant) to (queue, tenant) through the index over what waits. Its order puts what holds nothing last, where no
 /// comparison finds it, so that is looked up by itself.
 const STRAYS: &str = "WITH RECURSIVE lane AS (
-        (SELECT queue, tenant FROM tasks WHERE ready_at_us IS NOT NULL AND queue IS NOT NULL AND tenant IS NOT NULL
-         ORDER BY queue, tenant LIMIT 1)
+        (SELECT t.queue, t.tenant FROM tasks t WHERE t.ready_at_us IS NOT NULL AND t.queue IS NOT NULL AND t.tenant IS NOT NULL
+         ORDER BY t.queue, t.tenant LIMIT 1)
         UNION ALL
         SELECT next.queue, next.tenant FROM lane CROSS JOIN LATERAL (
-            SELECT queue, tenant FROM tasks
-            WHERE ready_at_us IS NOT NULL AND (queue, tenant) > (lane.queue, lane.tenant)
-                AND queue IS NOT NULL AND tenant IS NOT NULL
-            ORDER BY queue, tenant LIMIT 1) AS next
+            SELECT t.queue, t.tenant FROM tasks t
+            WHERE t.ready_at_us IS NOT NULL AND (t.queue, t.tenant) > (lane.queue, lane.tenant)
+                AND t.queue IS NOT NULL AND t.tenant IS NOT NULL
+            ORDER BY t.queue, t.tenant LIMIT 1) AS next
     ), queue AS MATERIALIZED (
-        SELECT DISTINCT queue AS name FROM lane UNION SELECT name FROM queues
+        SELECT DISTINCT lane.queue AS name FROM lane UNION SELECT q.name FROM queues q
     )
-    SELECT id FROM (
-        SELECT t.id FROM queue CROSS JOIN LATERAL (
-            SELECT id FROM tasks WHERE queue = queue.name AND ready_at_us IS NOT NULL LIMIT $1) AS t
+    SELECT strays.id FROM (
+        SELECT stray.id FROM queue CROSS JOIN LATERAL (
+            SELECT t.id FROM tasks t WHERE t.queue = queue.name AND t.ready_at_us IS NOT NULL LIMIT $1) AS stray
         WHERE NOT EXISTS (SELECT 1 FROM queues q WHERE q.name = queue.name)
         UNION ALL
-        (SELECT id FROM tasks WHERE queue IS NULL AND ready_at_us IS NOT NULL LIMIT $1)
+        (SELECT t.id FROM tasks t WHERE t.queue IS NULL AND t.ready_at_us IS NOT NULL LIMIT $1)
         UNION ALL
-        SELECT t.id FROM queue CROSS JOIN LATERAL (
-            SELECT id FROM tasks WHERE queue = queue.name AND tenant IS NULL AND ready_at_us IS NOT NULL LIMIT $1) AS t
+        SELECT stray.id FROM queue CROSS JOIN LATERAL (
+            SELECT t.id FROM tasks t WHERE t.queue = queue.name AND t.tenant IS NULL AND t.ready_at_us IS NOT NULL
+            LIMIT $1) AS stray
         UNION ALL
-        SELECT t.id FROM lane CROSS JOIN LATERAL (
-            SELECT id FROM tasks WHERE queue = lane.queue AND tenant = lane.tenant AND rank IS NULL AND ready_at_us IS NOT NULL
-            LIMIT $1) AS t
+        SELECT stray.id FROM lane CROSS JOIN LATERAL (
+            SELECT t.id FROM tasks t WHERE t.queue = lane.queue AND t.tenant = lane.tenant AND t.rank IS NULL
+                AND t.ready_at_us IS NOT NULL LIMIT $1) AS stray
         UNION ALL
-        SELECT t.id FROM lane CROSS JOIN LATERAL (
-            SELECT id FROM tasks WHERE queue = lane.queue AND tenant = lane.tenant AND rank > 2147483647::bigint
-                AND ready_at_us IS NOT NULL LIMIT $1) AS t
+        SELECT stray.id FROM lane CROSS JOIN LATERAL (
+            SELECT t.id FROM tasks t WHERE t.queue = lane.queue AND t.tenant = lane.tenant AND t.rank > 2147483647::bigint
+                AND t.ready_at_us IS NOT NULL LIMIT $1) AS stray
         UNION ALL
-        SELECT t.id FROM lane CROSS JOIN LATERAL (
-            SELECT id FROM tasks WHERE queue = lane.queue AND tenant = lane.tenant AND rank < -2147483648::bigint
-                AND ready_at_us IS NOT NULL LIMIT $1) AS t
+        SELECT stray.id FROM lane CROSS JOIN LATERAL (
+            SELECT t.id FROM tasks t WHERE t.queue = lane.queue AND t.tenant = lane.tenant AND t.rank < -2147483648::bigint
+                AND t.ready_at_us IS NOT NULL LIMIT $1) AS stray
     ) AS strays LIMIT $1";
 
 pub(super) fn strays(pool: &Pool, limit: i64) -> Result<Vec<TaskId>> {
-    let statement = sql(STRAYS).bind(limit.max(0));
+    let statement = sql(STRAYS).instead(unindexed::LANE, unindexed::STRAYS).bind(limit.max(0));
     pool.read(move |conn| Ok(conn.rows(statement, uuid)?.into_iter().map(TaskId).collect()))
-}
-
-// ── Types that drifted ──────────────────────────────────────────────────────────────────────────────────────────────
-
-/// The columns of both tables of tasks.
-pub(super) const BOTH: [(&str, &str); 24] = [
-    ("id", "uuid"),
-    ("tenant", "text"),
-    ("queue", "text"),
-    ("state", "smallint"),
-    ("rank", "integer"),
-    ("executor", "text"),
-    ("resource_class", "text"),
-    ("concurrency_key", "text"),
-    ("exclusive", "boolean"),
-    ("timeout_ms", "bigint"),
-    ("attempt", "integer"),
-    ("token", "bigint"),
-    ("session_id", "uuid"),
-    ("failures", "integer"),
-    ("losses", "integer"),
-    ("unsupported", "integer"),
-    ("created_at_us", "bigint"),
-    ("expires_at_us", "bigint"),
-    ("dispatched_at_us", "bigint"),
-    ("started_at_us", "bigint"),
-    ("trace_context", "text"),
-    ("format", "smallint"),
-    ("min_reader", "smallint"),
-    ("spec", "bytea"),
-];
-
-const LIVE: [(&str, &str); 2] = [("ready_at_us", "bigint"), ("wake_at_us", "bigint")];
-
-const FINISHED: [(&str, &str); 9] = [
-    ("slot", "smallint"),
-    ("finished_at_us", "bigint"),
-    ("outcome", "smallint"),
-    ("exit_code", "integer"),
-    ("signal", "integer"),
-    ("message", "text"),
-    ("output_tail", "bytea"),
-    ("output_bytes", "bigint"),
-    ("ended_at_us", "bigint"),
-];
-
-pub(super) fn drift(people: &Pool) -> Result<Vec<Drift>> {
-    people.read(|conn| {
-        let mut drift = Vec::new();
-        for (table, more) in [("tasks", &LIVE[..]), ("finished_tasks", &FINISHED[..])] {
-            let found = columns_of(conn, table)?;
-            for (column, expected) in BOTH.iter().chain(more) {
-                let found = found.iter().find(|(name, _)| name == column).map(|(_, of)| of.clone());
-                if found.as_deref() != Some(*expected) {
-                    let (table, column, expected) = (table.to_owned(), (*column).to_owned(), (*expected).to_owned());
-                    drift.push(Drift { table, column, expected, found });
-                }
-            }
-        }
-        Ok(drift)
-    })
 }
 
 /// A table's columns with their types, in the words of the database.

@@ -8,7 +8,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
         mpsc::{self, RecvTimeoutError, SyncSender},
     },
     thread,
@@ -17,8 +17,12 @@ use std::{
 
 use diesel::{PgConnection, r2d2::R2D2Connection};
 
-use super::conn::{Conn, Mode};
-use crate::{Foreign, Result, StoreError};
+use super::{
+    Known,
+    conn::{Conn, Mode},
+    pool::Pace,
+};
+use crate::{Result, StoreError};
 
 type Job = Box<dyn FnOnce(&mut PgConnection) + Send>;
 
@@ -26,7 +30,8 @@ type Job = Box<dyn FnOnce(&mut PgConnection) + Send>;
 pub(super) struct Link {
     jobs: SyncSender<Job>,
     watch: Arc<Watch>,
-    foreign: Arc<Foreign>,
+    known: Arc<Known>,
+    pace: Arc<Pace>,
     patience: Duration,
     broken: bool,
     used_at: Instant,
@@ -38,6 +43,8 @@ pub(super) struct Watch {
     phase: AtomicU8,
     /// When the statement under way is late, in milliseconds since `origin`.
     late_at_ms: AtomicU64,
+    /// The session is set for statements that find no index.
+    reading: AtomicBool,
 }
 
 /// Nothing that has been sent can have changed the database for good.
@@ -49,7 +56,12 @@ const ABANDONED: u8 = 2;
 
 impl Watch {
     fn new() -> Self {
-        Self { origin: Instant::now(), phase: AtomicU8::new(WORKING), late_at_ms: AtomicU64::new(0) }
+        Self {
+            origin: Instant::now(),
+            phase: AtomicU8::new(WORKING),
+            late_at_ms: AtomicU64::new(0),
+            reading: AtomicBool::new(false),
+        }
     }
 
     /// The thread is about to send a statement that may take this long.
@@ -68,6 +80,11 @@ impl Watch {
             Err(ABANDONED) => Err(abandoned()),
             _ => Ok(()),
         }
+    }
+
+    /// Notes that the session is set for statements that find no index, or for such that do; tells whether it was not before.
+    pub(super) fn set_reading(&self, reading: bool) -> bool {
+        self.reading.swap(reading, Ordering::Relaxed) != reading
     }
 
     /// How long the statement under way may still take; zero when it is late.
@@ -100,7 +117,8 @@ impl Link {
         connect: impl FnOnce() -> Result<PgConnection> + Send + 'static,
         connect_timeout: Duration,
         patience: Duration,
-        foreign: Arc<Foreign>,
+        pace: Arc<Pace>,
+        known: Arc<Known>,
     ) -> Result<Self> {
         // One caller at a time has a link, so there is never more than one job.
         let (jobs, queue) = mpsc::sync_channel::<Job>(1);
@@ -124,7 +142,7 @@ impl Link {
             Ok(result) => result?,
             Err(_) => return Err(StoreError::Unavailable("connecting took too long".into())),
         }
-        Ok(Self { jobs, watch: Arc::new(Watch::new()), foreign, patience, broken: false, used_at: Instant::now() })
+        Ok(Self { jobs, watch: Arc::new(Watch::new()), known, pace, patience, broken: false, used_at: Instant::now() })
     }
 
     /// Whether it cannot be used again.
@@ -137,20 +155,24 @@ impl Link {
         self.used_at
     }
 
-    /// Runs a call on the connection and waits for it, for as long as its statements may take.
+    /// Runs a call on the connection and waits for it, for as long as its statements may take: as long as they do usually, unless the
+    /// call has a patience of its own.
     pub(super) fn run<T: Send + 'static>(
         &mut self,
         mode: Mode,
         patience: Option<Duration>,
         work: impl FnOnce(&mut Conn<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        let (pace, usual) = (Arc::clone(&self.pace), patience.is_none());
         let patience = patience.unwrap_or(self.patience);
         self.watch.phase.store(WORKING, Ordering::SeqCst);
         self.watch.statement(patience)?;
         let (answer, answers) = mpsc::sync_channel(1);
-        let (watch, foreign) = (Arc::clone(&self.watch), Arc::clone(&self.foreign));
+        let (watch, known) = (Arc::clone(&self.watch), Arc::clone(&self.known));
         let job: Job = Box::new(move |connection| {
-            let (result, sound) = Conn::new(connection, &watch, &foreign, mode, patience).perform(work);
+            let mut conn = Conn::new(connection, &watch, &known, mode, patience);
+            let ready = if usual { conn.set_pace(&pace) } else { Ok(()) };
+            let (result, sound) = conn.perform(|conn| ready.and_then(|()| work(conn)));
             let sound = sound && !connection.is_broken();
             let _ = answer.send((result, sound));
         });

@@ -2,7 +2,7 @@
 //!
 //! Two pools ([`pool`]): what people read can never take the connections of dispatch. A connection lives on a thread of its
 //! own ([`link`]), so that no call waits for ever; a call is one transaction ([`conn`]). Statements are fixed texts that stay
-//! prepared ([`sql`]), in files by subject; batches travel as arrays, so a statement has one plan whatever the batch's length.
+//! prepared ([`sql`]), in files by subject, and fitted to columns whose types have changed ([`drift`]); batches travel as arrays, so a statement has one plan whatever the batch's length.
 //!
 //! Locks are taken in one order everywhere: queues, gates, sessions, request keys, tasks, finished tasks, the cluster's row;
 //! and within each by key (R8).
@@ -14,7 +14,9 @@ mod columns;
 mod complete;
 mod conn;
 mod drain;
+mod drift;
 mod failure;
+mod fleet;
 mod foreign;
 mod link;
 mod moves;
@@ -31,6 +33,7 @@ mod rows;
 mod sessions;
 mod sql;
 mod submit;
+mod unindexed;
 mod waiting;
 
 use std::{sync::Arc, time::Duration};
@@ -57,8 +60,15 @@ pub(crate) use self::{pool::not_connected, pooling::transaction_pooling};
 pub(crate) struct PostgresStore {
     dispatch: Pool,
     people: Pool,
-    foreign: Arc<Foreign>,
+    known: Arc<Known>,
     reader: Reader,
+}
+
+/// What the connections of a store tell each other.
+#[derive(Debug, Default)]
+struct Known {
+    foreign: Foreign,
+    shape: drift::Shape,
 }
 
 impl PostgresStore {
@@ -66,14 +76,17 @@ impl PostgresStore {
     /// cannot work with the schema.
     pub(crate) fn open(url: &str, options: &OpenOptions) -> Result<Self> {
         // A connection outside of the pools says in its own words, and at once, what is wrong.
-        let foreign = Arc::new(Foreign::default());
+        let known = Arc::new(Known::default());
         let state = Arc::new(ServerState::default());
-        let manager = Manager::new(url, Purpose::Dispatch, options, state, Arc::clone(&foreign));
-        manager.connect()?.run(Mode::Read, None, cluster::check_schema)?;
+        let manager = Manager::new(url, Purpose::Dispatch, options, state, Arc::clone(&known));
+        manager.connect()?.run(Mode::Read, None, |conn| {
+            cluster::check_schema(conn)?;
+            conn.look().map(drop)
+        })?;
         Ok(Self {
-            dispatch: Pool::new(url, Purpose::Dispatch, options, &foreign),
-            people: Pool::new(url, Purpose::People, options, &foreign),
-            foreign,
+            dispatch: Pool::new(url, Purpose::Dispatch, options, &known),
+            people: Pool::new(url, Purpose::People, options, &known),
+            known,
             reader: options.reader.clone(),
         })
     }
@@ -302,7 +315,7 @@ impl Store for PostgresStore {
     }
 
     fn foreign(&self) -> &Foreign {
-        &self.foreign
+        &self.known.foreign
     }
 
     fn examine(&self, tasks: &[TaskId]) -> Result<Vec<Examined>> {
@@ -338,7 +351,7 @@ impl Store for PostgresStore {
     }
 
     fn drift(&self) -> Result<Vec<Drift>> {
-        foreign::drift(&self.people)
+        drift::drift(&self.people)
     }
 
     fn activate(&self, format: i16, rollback_reads: i16, audit: &Audit) -> Result<Activated> {

@@ -14,13 +14,15 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{
     conn::Conn,
-    foreign::{BOTH, columns_of},
+    drift::BOTH,
+    foreign::columns_of,
     rows::{now_us, storable},
     sql::sql,
 };
 use crate::{Outcome, Result};
 
 /// How a task ends.
+#[derive(Debug, Clone)]
 pub(super) struct Ending {
     pub(super) state: State,
     pub(super) outcome: Outcome,
@@ -63,9 +65,9 @@ pub(super) fn finish(conn: &mut Conn<'_>, task: TaskId, row: &Row, spec: &[u8], 
         names.iter().map(quote).collect::<Vec<_>>().join(", ")
     };
     let text = format!(
-        "INSERT INTO finished_tasks ({}) SELECT {} FROM cluster, (SELECT {} AS now_us) AS clock
+        "INSERT INTO finished_tasks ({}) SELECT {} FROM cluster c, (SELECT {} AS now_us) AS clock
          CROSS JOIN LATERAL jsonb_populate_record(NULL::finished_tasks, $1::text::jsonb
-            || jsonb_build_object('slot', (now_us / slice_us) % 8, 'finished_at_us', now_us)) AS r
+            || jsonb_build_object('slot', (now_us / c.slice_us) % 8, 'finished_at_us', now_us)) AS r
          ON CONFLICT (id, slot) DO NOTHING",
         quoted(""),
         quoted("r."),
@@ -100,7 +102,7 @@ fn ended(row: &Row, ending: &Ending) -> Map<String, Json> {
 /// The columns that both tables have, as this build means them, and those of later releases as they are.
 fn normal(row: &Row) -> Map<String, Json> {
     let mut values = Map::new();
-    for (name, of) in BOTH {
+    for (name, of) in BOTH.iter().copied() {
         let null = matches!(row.get(name), None | Some(Value::Null));
         let may_be_null = matches!(
             name,

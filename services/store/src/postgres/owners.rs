@@ -38,7 +38,7 @@ pub(super) fn own(pool: &Pool, queue: &str, owner: MemberId, endpoint: &str, ttl
     pool.transaction(move |conn| {
         let queue = queue.as_str();
         // Locked, so that the queue is not deleted meanwhile.
-        if conn.first(sql("SELECT name FROM queues WHERE name = $1 FOR KEY SHARE").bind(queue), text)?.is_none() {
+        if conn.first(sql("SELECT q.name FROM queues q WHERE q.name = $1 FOR KEY SHARE").bind(queue), text)?.is_none() {
             return Ok(None);
         }
         let enter = sql("INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms)
@@ -56,13 +56,13 @@ pub(super) fn own(pool: &Pool, queue: &str, owner: MemberId, endpoint: &str, ttl
             Lease { lasts: true, .. } => return Ok(None),
             // Waits for claims of the epoch before, which hold the gate FOR SHARE. A claim that comes later sees the new epoch.
             _ => {
-                let raise = sql("UPDATE queue_gates SET epoch = epoch + 1 WHERE queue = $1 RETURNING epoch");
+                let raise = sql("UPDATE queue_gates g SET epoch = g.epoch + 1 WHERE g.queue = $1 RETURNING g.epoch");
                 conn.one(raise.bind(queue), number)?
             }
         };
-        let take = sql("UPDATE queue_leases SET owner = $1, endpoint = $2, epoch = $3,
-                expires_served_ms = (SELECT served_ms FROM served_clock) + $4
-            WHERE queue = $5");
+        let take = sql("UPDATE queue_leases l SET owner = $1, endpoint = $2, epoch = $3,
+                expires_served_ms = (SELECT c.served_ms FROM served_clock c) + $4
+            WHERE l.queue = $5");
         conn.execute(take.bind(owner.0).bind(endpoint).bind(epoch).bind(ttl_ms).bind(queue))?;
         Ok(Some(epoch))
     })
@@ -75,7 +75,7 @@ pub(super) fn renew(pool: &Pool, owner: MemberId, queues: &[(String, i64)], ttl_
     let mut queues = queues.to_vec();
     queues.sort();
     // A lease that has run out and that nobody has taken goes on: its epoch still stands in the gate.
-    let statement = sql("UPDATE queue_leases l SET expires_served_ms = (SELECT served_ms FROM served_clock) + $1
+    let statement = sql("UPDATE queue_leases l SET expires_served_ms = (SELECT c.served_ms FROM served_clock c) + $1
         FROM unnest($2::text[], $3::bigint[]) AS item(queue, epoch)
         WHERE l.queue = item.queue AND l.epoch = item.epoch AND l.owner = $4
         RETURNING l.queue, l.epoch")

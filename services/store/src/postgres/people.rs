@@ -8,6 +8,7 @@ use super::{
     pool::Pool,
     rows::{attempt, number, select_tasks, task, uuid},
     sql::sql,
+    unindexed,
 };
 use crate::{AttemptRow, COUNT_BOUND, LIST_SCAN_BOUND, ListFilter, ListPage, Result, StoreError, TaskRow};
 
@@ -37,20 +38,20 @@ fn tasks_by_ids(conn: &mut Conn<'_>, ids: &[Uuid]) -> Result<Vec<TaskRow>> {
 }
 
 pub(super) fn is_quarantined(people: &Pool, id: TaskId) -> Result<bool> {
-    let statement = sql("SELECT task_id FROM quarantine WHERE task_id = $1").bind(id.0);
+    let statement = sql("SELECT q.task_id FROM quarantine q WHERE q.task_id = $1").bind(id.0);
     people.read(move |conn| Ok(conn.first(statement, uuid)?.is_some()))
 }
 
 pub(super) fn quarantined(people: &Pool) -> Result<i64> {
-    let statement = sql("SELECT count(*) FROM (SELECT 1 FROM quarantine LIMIT $1) AS few").bind(COUNT_BOUND);
+    let statement = sql("SELECT count(*) FROM (SELECT 1 FROM quarantine q LIMIT $1) AS few").bind(COUNT_BOUND);
     people.read(move |conn| conn.one(statement, number))
 }
 
 pub(super) fn attempts(people: &Pool, id: TaskId) -> Result<Vec<AttemptRow>> {
     let statement =
-        sql("SELECT attempt, orchestrator, dispatched_at_us, recorded_at_us, outcome, exit_code, signal, message,
-            output_tail, output_bytes, started_at_us, ended_at_us
-        FROM attempts WHERE task_id = $1 ORDER BY attempt")
+        sql("SELECT a.attempt, a.orchestrator, a.dispatched_at_us, a.recorded_at_us, a.outcome, a.exit_code, a.signal, a.message,
+            a.output_tail, a.output_bytes, a.started_at_us, a.ended_at_us
+        FROM attempts a WHERE a.task_id = $1 ORDER BY a.attempt")
         .bind(id.0);
     people.read(move |conn| conn.readable_rows(statement, attempt))
 }
@@ -59,7 +60,7 @@ pub(super) fn attempts(people: &Pool, id: TaskId) -> Result<Vec<AttemptRow>> {
 /// that are counted and not those that wait.
 pub(super) fn position(people: &Pool, id: TaskId) -> Result<Option<i64>> {
     let statement = sql("WITH RECURSIVE this AS MATERIALIZED (
-            SELECT queue, rank, ready_at_us, id FROM tasks WHERE id = $1 AND ready_at_us IS NOT NULL
+            SELECT t.queue, t.rank, t.ready_at_us, t.id FROM tasks t WHERE t.id = $1 AND t.ready_at_us IS NOT NULL
         ), tenants AS (
             SELECT first.tenant FROM this CROSS JOIN LATERAL (
                 SELECT t.tenant FROM tasks t WHERE t.queue = this.queue AND t.ready_at_us IS NOT NULL
@@ -76,7 +77,8 @@ pub(super) fn position(people: &Pool, id: TaskId) -> Result<Option<i64>> {
                     AND (t.rank, t.ready_at_us, t.id) < (this.rank, this.ready_at_us, this.id)) AS one
             LIMIT $2
         )
-        SELECT (SELECT count(*) FROM before) FROM this");
+        SELECT (SELECT count(*) FROM before) FROM this")
+    .instead(unindexed::LANE, unindexed::POSITION);
     let statement = statement.bind(id.0).bind(COUNT_BOUND);
     people.read(move |conn| conn.first(statement, number))
 }
@@ -149,9 +151,10 @@ fn candidates(conn: &mut Conn<'_>, below: Option<Uuid>, step: i64) -> Result<Vec
     // Above every version 7 UUID, and no task has it.
     let below = below.unwrap_or(Uuid::max());
     // Each table by itself in the order of its key: over both at once the planner sorts all of them.
-    let statement = sql("(SELECT id, tenant, queue, state FROM tasks WHERE id < $1 ORDER BY id DESC LIMIT $2)
+    let statement =
+        sql("(SELECT t.id, t.tenant, t.queue, t.state FROM tasks t WHERE t.id < $1 ORDER BY t.id DESC LIMIT $2)
         UNION ALL
-        (SELECT id, tenant, queue, state FROM finished_tasks WHERE id < $1 ORDER BY id DESC LIMIT $2)
+        (SELECT f.id, f.tenant, f.queue, f.state FROM finished_tasks f WHERE f.id < $1 ORDER BY f.id DESC LIMIT $2)
         ORDER BY id DESC LIMIT $2");
     conn.readable_rows(statement.bind(below).bind(step), |row| {
         // What cannot be read matches no filter, and keeps its place, so that the cursor passes it.

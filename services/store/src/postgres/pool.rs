@@ -12,12 +12,13 @@ use diesel::{Connection, PgConnection, connection::SimpleConnection};
 use r2d2::ManageConnection;
 
 use super::{
+    Known,
     conn::{Conn, Mode},
     failure::{from_diesel, one_line, words},
     link::Link,
     sql::sql,
 };
-use crate::{Foreign, OpenOptions, Result, StoreError};
+use crate::{OpenOptions, Result, StoreError};
 
 /// What a pool is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub(super) struct Pool {
 
 impl Pool {
     /// A pool that connects when it is first used; `open` has tried the server before.
-    pub(super) fn new(url: &str, purpose: Purpose, options: &OpenOptions, foreign: &Arc<Foreign>) -> Self {
+    pub(super) fn new(url: &str, purpose: Purpose, options: &OpenOptions, known: &Arc<Known>) -> Self {
         let state = Arc::new(ServerState::default());
         let size = match purpose {
             Purpose::Dispatch => options.dispatch_connections,
@@ -55,7 +56,7 @@ impl Pool {
             .connection_timeout(options.connect_timeout.max(Duration::from_millis(1)))
             .test_on_check_out(true)
             .error_handler(Box::new(r2d2::NopErrorHandler))
-            .build_unchecked(Manager::new(url, purpose, options, Arc::clone(&state), Arc::clone(foreign)));
+            .build_unchecked(Manager::new(url, purpose, options, Arc::clone(&state), Arc::clone(known)));
         Self { links, state }
     }
 
@@ -67,12 +68,12 @@ impl Pool {
         self.link()?.run(Mode::Read, None, work)
     }
 
-    /// Reads in one snapshot.
+    /// Reads in one snapshot. Done again when the types of columns turn out to be others than they were.
     pub(super) fn snapshot<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Conn<'_>) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&mut Conn<'_>) -> Result<T> + Clone + Send + 'static,
     ) -> Result<T> {
-        self.link()?.run(Mode::Snapshot, None, work)
+        self.link()?.run(Mode::Snapshot, None, |conn| conn.transaction(work))
     }
 
     /// Statements that commit by themselves.
@@ -83,12 +84,12 @@ impl Pool {
         self.link()?.run(Mode::Write, None, work)
     }
 
-    /// One transaction.
+    /// One transaction. Done again, in another, when the types of columns turn out to be others than they were.
     pub(super) fn transaction<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Conn<'_>) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&mut Conn<'_>) -> Result<T> + Clone + Send + 'static,
     ) -> Result<T> {
-        self.link()?.run(Mode::Transaction, None, work)
+        self.link()?.run(Mode::Transaction, None, |conn| conn.transaction(work))
     }
 
     /// A connection of the pool. While the server is known to be gone this fails at once, so that callers do not pile up;
@@ -127,8 +128,9 @@ pub(super) struct Manager {
     required: Arc<str>,
     connect_timeout: Duration,
     patience: Duration,
+    pace: Arc<Pace>,
     state: Arc<ServerState>,
-    foreign: Arc<Foreign>,
+    known: Arc<Known>,
 }
 
 impl Manager {
@@ -137,7 +139,7 @@ impl Manager {
         purpose: Purpose,
         options: &OpenOptions,
         state: Arc<ServerState>,
-        foreign: Arc<Foreign>,
+        known: Arc<Known>,
     ) -> Self {
         let statement_timeout = match purpose {
             Purpose::Dispatch => options.statement_timeout,
@@ -149,8 +151,9 @@ impl Manager {
             required: required_settings(purpose, statement_timeout, options).into(),
             connect_timeout: options.connect_timeout,
             patience: statement_timeout + SLACK,
+            pace: Arc::new(Pace::of(purpose, statement_timeout)),
             state,
-            foreign,
+            known,
         }
     }
 }
@@ -163,8 +166,8 @@ impl ManageConnection for Manager {
         let (url, required, purpose) = (Arc::clone(&self.url), Arc::clone(&self.required), self.purpose);
         // The session's settings are statements, each with its own patience, after the connection itself.
         let limit = self.connect_timeout + self.patience;
-        let link =
-            Link::open(move || establish(&url, &required, purpose), limit, self.patience, Arc::clone(&self.foreign));
+        let (pace, known) = (Arc::clone(&self.pace), Arc::clone(&self.known));
+        let link = Link::open(move || establish(&url, &required, purpose), limit, self.patience, pace, known);
         match link {
             Ok(link) => {
                 self.state.set(None);
@@ -235,6 +238,48 @@ fn required_settings(purpose: Purpose, statement_timeout: Duration, options: &Op
         ms(options.lock_timeout),
         ms(statement_timeout + SLACK),
     )
+}
+
+/// How a session goes about statements that find an index for what they look for, and, while columns have other types (see [`drift`]),
+/// about such that do not.
+///
+/// [`drift`]: super::drift
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// What sets a session back to what it starts with.
+    pub(super) searching: String,
+    /// What lets a join read a table once, and not once for each row of a batch, and gives it time for that.
+    pub(super) reading: String,
+    /// How much longer a caller then waits for a statement, in times.
+    pub(super) patience: u32,
+}
+
+/// How much longer a statement may take that finds no index.
+const UNINDEXED: u32 = 4;
+
+impl Pace {
+    fn of(purpose: Purpose, statement_timeout: Duration) -> Self {
+        let timeouts = |timeout: Duration| {
+            let ms = |span: Duration| span.as_millis().clamp(1, i32::MAX as u128);
+            format!(
+                "SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {}",
+                ms(timeout),
+                ms(timeout + SLACK)
+            )
+        };
+        let joins = match purpose {
+            Purpose::Dispatch => "; SET enable_hashjoin = off",
+            Purpose::People => "",
+        };
+        Self {
+            searching: format!("{}; SET enable_seqscan = off{joins}", timeouts(statement_timeout)),
+            reading: format!(
+                "{}; SET enable_seqscan = on; SET enable_hashjoin = on",
+                timeouts(statement_timeout * UNINDEXED)
+            ),
+            patience: UNINDEXED,
+        }
+    }
 }
 
 /// What helps where the server has it.

@@ -23,7 +23,7 @@ pub(crate) fn transaction_pooling(url: &str) -> Result<Option<String>> {
     let connect = || {
         let url = url.to_owned();
         let establish = move || PgConnection::establish(&url).map_err(|error| not_connected(&error.to_string()));
-        Link::open(establish, PATIENCE, PATIENCE, Arc::default())
+        Link::open(establish, PATIENCE, PATIENCE, Arc::default(), Arc::default())
     };
     let (mut ours, mut other) = (connect()?, connect()?);
     for _ in 0..ROUNDS {

@@ -42,7 +42,7 @@ macro_rules! select_held {
         concat!(
             "SELECT q.task_id AS id, q.task_id, q.tenant, q.queue, q.raw, q.spec, q.error, q.column_name, q.writer_format, q.refused_by,
                 q.first_seen_us,
-                EXISTS (SELECT 1 FROM queues WHERE queues.name = q.raw::jsonb ->> 'queue') AS queue_known
+                EXISTS (SELECT 1 FROM queues k WHERE k.name = q.raw::jsonb ->> 'queue') AS queue_known
              FROM quarantine q ",
             $rest
         )
@@ -99,7 +99,7 @@ pub(super) fn page(
     let after = after.map_or(Uuid::nil(), |task| task.0);
     let limit = limit.max(1);
     // The last row that this page may look at; none when there are fewer.
-    let bound = sql("SELECT task_id FROM quarantine WHERE task_id > $1 ORDER BY task_id OFFSET $2 LIMIT 1")
+    let bound = sql("SELECT q.task_id FROM quarantine q WHERE q.task_id > $1 ORDER BY q.task_id OFFSET $2 LIMIT 1")
         .bind(after)
         .bind(LIST_SCAN_BOUND - 1);
     let filter = filter.clone();
@@ -141,7 +141,7 @@ pub(super) fn page(
 
 pub(super) fn reexamine(pool: &Pool, reader: &Reader, after: Option<TaskId>, limit: i64) -> Result<Reexamined> {
     let limit = limit.max(1);
-    let page = sql("SELECT task_id, refused_by FROM quarantine WHERE task_id > $1 ORDER BY task_id LIMIT $2")
+    let page = sql("SELECT q.task_id, q.refused_by FROM quarantine q WHERE q.task_id > $1 ORDER BY q.task_id LIMIT $2")
         .bind(after.map_or(Uuid::nil(), |task| task.0))
         .bind(limit);
     let page = pool.read(move |conn| conn.rows(page, |row| Ok((TaskId(row.get()?), row.get::<String>()?))))?;
@@ -320,7 +320,7 @@ fn insert(conn: &mut Conn<'_>, names: &[&str], rows: &[&Held]) -> Result<()> {
 }
 
 fn forget(conn: &mut Conn<'_>, tasks: impl Iterator<Item = TaskId>) -> Result<()> {
-    conn.execute(sql("DELETE FROM quarantine WHERE task_id = ANY($1::uuid[])").array(tasks.map(|task| task.0)))
+    conn.execute(sql("DELETE FROM quarantine q WHERE q.task_id = ANY($1::uuid[])").array(tasks.map(|task| task.0)))
         .map(drop)
 }
 
@@ -369,7 +369,7 @@ fn repair_locked(
     }
     held.raw = to_json(&held.row.row);
     let queue = foreign::text(&held.row.row, "queue").unwrap_or_default();
-    let known = sql("SELECT name FROM queues WHERE name = $1").bind(queue.as_str());
+    let known = sql("SELECT q.name FROM queues q WHERE q.name = $1").bind(queue.as_str());
     held.queue = conn.first(known, super::rows::text)?.is_some();
     if let Some(defect) = held.refusal(reader) {
         return Ok(Repaired::StillUnreadable(defect));

@@ -10,6 +10,7 @@ use super::{
     routes::raise_version,
     rows::{now_us, queue, queue_columns, text},
     sql::sql,
+    unindexed::{self, waiting_as_it_is},
 };
 use crate::{Audit, COUNT_BOUND, QueueChange, QueueCounts, QueueRow, Result};
 
@@ -38,37 +39,70 @@ pub(super) fn all(people: &Pool) -> Result<Vec<QueueRow>> {
     people.read(move |conn| conn.readable_rows(statement, queue))
 }
 
-/// What waits is counted by the queue's index. What is scheduled and held has no index by queue, which the hot path would pay
-/// for; these are counted over all queues at once, up to the bound.
-pub(super) fn counts(people: &Pool, names: &[String]) -> Result<Vec<QueueCounts>> {
-    let statement = sql(concat!(
-        "WITH scheduled AS MATERIALIZED (
-            SELECT queue, count(*) AS number FROM (SELECT queue FROM tasks WHERE wake_at_us IS NOT NULL LIMIT $1) AS few GROUP BY queue
+/// What is scheduled and held, counted over all queues at once, up to the bound `$1`.
+macro_rules! elsewhere {
+    () => {
+        "scheduled AS MATERIALIZED (
+            SELECT few.queue, count(*) AS number
+            FROM (SELECT t.queue FROM tasks t WHERE t.wake_at_us IS NOT NULL LIMIT $1) AS few GROUP BY few.queue
         ), held AS MATERIALIZED (
-            SELECT queue, count(*) AS number FROM (SELECT queue FROM tasks WHERE session_id IS NOT NULL LIMIT $1) AS few GROUP BY queue
+            SELECT few.queue, count(*) AS number
+            FROM (SELECT t.queue FROM tasks t WHERE t.session_id IS NOT NULL LIMIT $1) AS few GROUP BY few.queue
+        )"
+    };
+}
+
+const COUNTS: &str = concat!(
+    "WITH ",
+    elsewhere!(),
+    "
+    SELECT q.name, queued.number, coalesce(scheduled.number, 0), coalesce(held.number, 0), (
+        WITH RECURSIVE lane AS (
+            (SELECT t.tenant, t.rank, t.ready_at_us FROM tasks t WHERE t.queue = q.name AND t.ready_at_us IS NOT NULL
+             ORDER BY t.tenant, t.rank, t.ready_at_us LIMIT 1)
+            UNION ALL
+            SELECT next.* FROM lane CROSS JOIN LATERAL (
+                SELECT t.tenant, t.rank, t.ready_at_us FROM tasks t
+                WHERE t.queue = q.name AND t.ready_at_us IS NOT NULL AND (t.tenant, t.rank) > (lane.tenant, lane.rank)
+                ORDER BY t.tenant, t.rank, t.ready_at_us LIMIT 1) AS next
         )
-        SELECT q.name, queued.number, coalesce(scheduled.number, 0), coalesce(held.number, 0), (
-            WITH RECURSIVE lane AS (
-                (SELECT t.tenant, t.rank, t.ready_at_us FROM tasks t WHERE t.queue = q.name AND t.ready_at_us IS NOT NULL
-                 ORDER BY t.tenant, t.rank, t.ready_at_us LIMIT 1)
-                UNION ALL
-                SELECT next.* FROM lane CROSS JOIN LATERAL (
-                    SELECT t.tenant, t.rank, t.ready_at_us FROM tasks t
-                    WHERE t.queue = q.name AND t.ready_at_us IS NOT NULL AND (t.tenant, t.rank) > (lane.tenant, lane.rank)
-                    ORDER BY t.tenant, t.rank, t.ready_at_us LIMIT 1) AS next
-            )
-            SELECT min(first.ready_at_us) FROM (SELECT ready_at_us FROM lane LIMIT $1) AS first
-        ), ", now_us!(), "
-        FROM queues q
-        CROSS JOIN LATERAL (
-            SELECT count(*) AS number FROM (
-                SELECT 1 FROM tasks t WHERE t.queue = q.name AND t.ready_at_us IS NOT NULL LIMIT $1) AS few
-        ) AS queued
-        LEFT JOIN scheduled ON scheduled.queue = q.name
-        LEFT JOIN held ON held.queue = q.name
-        WHERE $2 OR q.name = ANY($3::text[])
-        ORDER BY q.name"
-    ));
+        SELECT min(first.ready_at_us) FROM (SELECT ready_at_us FROM lane LIMIT $1) AS first
+    ), ",
+    now_us!(),
+    "
+    FROM queues q
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS number FROM (
+            SELECT 1 FROM tasks t WHERE t.queue = q.name AND t.ready_at_us IS NOT NULL LIMIT $1) AS few
+    ) AS queued
+    LEFT JOIN scheduled ON scheduled.queue = q.name
+    LEFT JOIN held ON held.queue = q.name
+    WHERE $2 OR q.name = ANY($3::text[])
+    ORDER BY q.name"
+);
+
+/// The same without the queue's index: everything that waits is counted once.
+const COUNTS_UNINDEXED: &str = concat!(
+    "WITH ",
+    elsewhere!(),
+    ", ",
+    waiting_as_it_is!(),
+    "
+    SELECT q.name, least(coalesce(waiting.number, 0), $1), coalesce(scheduled.number, 0), coalesce(held.number, 0),
+        waiting.oldest, ",
+    now_us!(),
+    "
+    FROM queues q
+    LEFT JOIN waiting ON waiting.name = q.name
+    LEFT JOIN scheduled ON scheduled.queue = q.name
+    LEFT JOIN held ON held.queue = q.name
+    WHERE $2 OR q.name = ANY($3::text[])
+    ORDER BY q.name"
+);
+
+/// What waits is counted by the queue's index. What is scheduled and held has no index by queue, which the hot path would pay for.
+pub(super) fn counts(people: &Pool, names: &[String]) -> Result<Vec<QueueCounts>> {
+    let statement = sql(COUNTS).instead(unindexed::LANE, COUNTS_UNINDEXED).instead(unindexed::TIME, COUNTS_UNINDEXED);
     let statement = statement.bind(COUNT_BOUND).bind(names.is_empty()).array(names);
     people.read(move |conn| {
         conn.readable_rows(statement, |row| {
@@ -155,17 +189,17 @@ pub(super) fn update(
 /// Writes what the change names; false when there is no such queue. Deletion locks the row in a way that this waits for.
 fn write_change(conn: &mut Conn<'_>, name: &str, change: &QueueChange) -> Result<bool> {
     let statement = sql(concat!(
-        "UPDATE queues SET description = coalesce($1, description),
-            default_timeout_ms = CASE WHEN $2 THEN $3 ELSE default_timeout_ms END,
-            default_expire_after_ms = CASE WHEN $4 THEN $5 ELSE default_expire_after_ms END,
-            paused = CASE WHEN $6 THEN $7 ELSE paused END,
-            pause_reason = CASE WHEN $6 THEN $8 ELSE pause_reason END,
-            pause_until_us = CASE WHEN $6 THEN $9 ELSE pause_until_us END,
-            pause_since_us = CASE WHEN $6 AND $7 THEN now_us WHEN $6 THEN NULL ELSE pause_since_us END,
+        "UPDATE queues q SET description = coalesce($1, q.description),
+            default_timeout_ms = CASE WHEN $2 THEN $3 ELSE q.default_timeout_ms END,
+            default_expire_after_ms = CASE WHEN $4 THEN $5 ELSE q.default_expire_after_ms END,
+            paused = CASE WHEN $6 THEN $7 ELSE q.paused END,
+            pause_reason = CASE WHEN $6 THEN $8 ELSE q.pause_reason END,
+            pause_until_us = CASE WHEN $6 THEN $9 ELSE q.pause_until_us END,
+            pause_since_us = CASE WHEN $6 AND $7 THEN now_us WHEN $6 THEN NULL ELSE q.pause_since_us END,
             updated_at_us = now_us
          FROM (SELECT ",
         now_us!(),
-        " AS now_us) AS clock WHERE name = $10"
+        " AS now_us) AS clock WHERE q.name = $10"
     ));
     let pause = change.pause.clone().flatten();
     let statement = statement
@@ -192,9 +226,9 @@ pub(super) fn lift_pauses(pool: &Pool) -> Result<Vec<String>> {
     pool.transaction(|conn| {
         let due = sql(concat!(
             "WITH due AS MATERIALIZED (
-                SELECT name FROM queues WHERE paused AND pause_until_us <= ",
+                SELECT q.name FROM queues q WHERE q.paused AND q.pause_until_us <= ",
             now_us!(),
-            " ORDER BY name FOR NO KEY UPDATE
+            " ORDER BY q.name FOR NO KEY UPDATE
             )
             UPDATE queues q SET paused = FALSE, pause_reason = '', pause_until_us = NULL, pause_since_us = NULL
             FROM due WHERE q.name = due.name RETURNING q.name"

@@ -35,7 +35,7 @@ pub(super) fn trim_finished(pool: &Pool, keep: Duration) -> Result<i64> {
         ))?;
         conn.set_patience(EMPTYING);
         let slice_us = (keep_us / KEPT_SLOTS).max(1);
-        conn.execute(sql("UPDATE cluster SET slice_us = $1 WHERE slice_us <> $1").bind(slice_us))?;
+        conn.execute(sql("UPDATE cluster c SET slice_us = $1 WHERE c.slice_us <> $1").bind(slice_us))?;
         let now_us: i64 = conn.one(sql(concat!("SELECT ", now_us!())), |row| row.get())?;
         let age = Age { slice_us, window: now_us.div_euclid(slice_us), cutoff_us: now_us - keep_us };
         // From the one that is filled next, which should be the oldest, to the one being filled.
@@ -60,7 +60,7 @@ struct Age {
 /// width of slots changes with the time for which tasks are kept, and clocks are set.
 fn empty_if_due(conn: &mut Conn<'_>, age: &Age, ahead: i64) -> Result<bool> {
     let slot = (age.window + ahead).rem_euclid(SLOTS) as i16;
-    let any = sql("SELECT finished_at_us FROM finished_tasks WHERE slot = $1 LIMIT 1").bind(slot);
+    let any = sql("SELECT f.finished_at_us FROM finished_tasks f WHERE f.slot = $1 LIMIT 1").bind(slot);
     let Some(finished_at_us) = conn.first(any, |row| row.get::<i64>())? else {
         return Ok(false);
     };
@@ -83,14 +83,14 @@ fn empty_if_due(conn: &mut Conn<'_>, age: &Age, ahead: i64) -> Result<bool> {
 }
 
 fn has_young(conn: &mut Conn<'_>, slot: i16, age: &Age) -> Result<bool> {
-    let young = sql("SELECT EXISTS (SELECT 1 FROM finished_tasks WHERE slot = $1 AND finished_at_us >= $2)");
+    let young = sql("SELECT EXISTS (SELECT 1 FROM finished_tasks f WHERE f.slot = $1 AND f.finished_at_us >= $2)");
     conn.one(young.bind(slot).bind(age.cutoff_us), |row| row.get())
 }
 
 pub(super) fn trim_requests(pool: &Pool, keep: Duration, after: Option<Uuid>, limit: i64) -> Result<Option<Uuid>> {
     let statement = sql(concat!(
         "WITH page AS MATERIALIZED (
-            SELECT key, task_id, created_at_us FROM requests WHERE key > $1 ORDER BY key LIMIT $2
+            SELECT r.key, r.task_id, r.created_at_us FROM requests r WHERE r.key > $1 ORDER BY r.key LIMIT $2
         ), dropped AS (
             DELETE FROM requests r USING page WHERE r.key = page.key AND page.created_at_us < ",
         now_us!(),
@@ -105,13 +105,13 @@ pub(super) fn trim_requests(pool: &Pool, keep: Duration, after: Option<Uuid>, li
 
 pub(super) fn trim_attempts(pool: &Pool, after: Option<TaskId>, limit: i64) -> Result<Option<TaskId>> {
     let statement = sql("WITH page AS MATERIALIZED (
-            SELECT task_id FROM attempts WHERE task_id > $1 ORDER BY task_id, attempt LIMIT $2
+            SELECT a.task_id FROM attempts a WHERE a.task_id > $1 ORDER BY a.task_id, a.attempt LIMIT $2
         ), gone AS MATERIALIZED (
-            SELECT DISTINCT task_id FROM page
+            SELECT DISTINCT page.task_id FROM page
             WHERE NOT EXISTS (SELECT 1 FROM tasks t WHERE t.id = page.task_id)
                 AND NOT EXISTS (SELECT 1 FROM finished_tasks f WHERE f.id = page.task_id)
                 AND NOT EXISTS (SELECT 1 FROM quarantine q WHERE q.task_id = page.task_id)
-            ORDER BY task_id
+            ORDER BY page.task_id
         ), dropped AS (
             DELETE FROM attempts a USING gone WHERE a.task_id = gone.task_id
         )

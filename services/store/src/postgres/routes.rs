@@ -14,8 +14,9 @@ use crate::{Result, RouteResult, Routing};
 
 pub(super) fn routing(pool: &Pool) -> Result<Routing> {
     pool.snapshot(|conn| {
-        let version = conn.one(sql("SELECT route_version FROM cluster"), number)?;
-        let routes = sql("SELECT name, ord, executor, resource_class, tenant, labels, queue FROM routes");
+        let version = conn.one(sql("SELECT c.route_version FROM cluster c"), number)?;
+        let routes =
+            sql("SELECT r.name, r.ord, r.executor, r.resource_class, r.tenant, r.labels, r.queue FROM routes r");
         let queues = sql(concat!(
             "SELECT ",
             queue_columns!(),
@@ -27,15 +28,15 @@ pub(super) fn routing(pool: &Pool) -> Result<Routing> {
 
 /// Tells the replicas that what they route by has changed. The row is the last that a transaction locks.
 pub(super) fn raise_version(conn: &mut Conn<'_>) -> Result<()> {
-    conn.execute(sql("UPDATE cluster SET route_version = route_version + 1")).map(drop)
+    conn.execute(sql("UPDATE cluster c SET route_version = c.route_version + 1")).map(drop)
 }
 
 pub(super) fn set(pool: &Pool, new: &Route, request: Option<Uuid>) -> Result<RouteResult> {
     let new = new.clone();
     pool.transaction(move |conn| {
         // Locked, so that the queue is not deleted meanwhile.
-        let open =
-            sql("SELECT name FROM queues WHERE name = $1 AND NOT draining FOR KEY SHARE").bind(new.queue.as_str());
+        let open = sql("SELECT q.name FROM queues q WHERE q.name = $1 AND NOT q.draining FOR KEY SHARE")
+            .bind(new.queue.as_str());
         let open = conn.first(open, text)?.is_some();
         if !keep_request(conn, request, None)? {
             return Ok(RouteResult::Done);
@@ -64,7 +65,7 @@ pub(super) fn set(pool: &Pool, new: &Route, request: Option<Uuid>) -> Result<Rou
 }
 
 pub(super) fn delete(pool: &Pool, name: &str, request: Option<Uuid>) -> Result<RouteResult> {
-    let delete = sql("DELETE FROM routes WHERE name = $1").bind(name);
+    let delete = sql("DELETE FROM routes r WHERE r.name = $1").bind(name);
     pool.transaction(move |conn| {
         if !keep_request(conn, request, None)? {
             return Ok(RouteResult::Done);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use millrace_core::{
+    foreign::{COUNT, HELD_ATTEMPT, MOMENT, TIMEOUT_MS, attempt_in},
     held::LeaseRef,
     id::{MemberId, SessionId, TaskId},
     lease::Token,
@@ -94,7 +95,7 @@ pub(super) use {dispatch_columns, held_columns, now_us, queue_columns, select_ta
 // ── Tasks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 fn lease(row: &mut Columns<'_>) -> Read<LeaseRef> {
-    Ok(LeaseRef { task: TaskId(row.get()?), attempt: row.get()?, token: Token(row.get()?) })
+    Ok(LeaseRef { task: TaskId(row.get()?), attempt: row.within(&HELD_ATTEMPT)?, token: Token(row.get()?) })
 }
 
 /// The next columns as id, attempt and token.
@@ -115,9 +116,9 @@ pub(super) fn dispatch(row: &mut Columns<'_>) -> Read<Dispatch> {
         lease: lease(row)?,
         queue: row.get()?,
         spec: row.get()?,
-        timeout_ms: row.spare_nullable(),
-        trace_context: row.spare(),
-        dispatched_at_us: row.spare(),
+        timeout_ms: row.spare_nullable_within(&TIMEOUT_MS),
+        trace_context: row.spare_traceparent(),
+        dispatched_at_us: row.spare_within(&MOMENT),
         state: state(row)?,
     };
     // Whoever runs it without its key may run it beside another of the same key.
@@ -136,9 +137,9 @@ pub(super) fn held(row: &mut Columns<'_>) -> Read<HeldRow> {
         min_reader: row.get()?,
         expires_at_us: row.spare_nullable(),
         spec: row.get()?,
-        failures: row.spare(),
-        losses: row.spare(),
-        unsupported: row.spare(),
+        failures: row.spare_within(&COUNT),
+        losses: row.spare_within(&COUNT),
+        unsupported: row.spare_within(&COUNT),
     })
 }
 
@@ -166,28 +167,34 @@ pub(super) fn task(row: &mut Columns<'_>) -> Read<TaskRow> {
         resource_class: row.spare(),
         concurrency_key: row.get()?,
         exclusive: row.spare(),
-        timeout_ms: row.spare_nullable(),
-        trace_context: row.spare(),
+        timeout_ms: row.spare_nullable_within(&TIMEOUT_MS),
+        trace_context: row.spare_traceparent(),
         format: row.spare(),
         min_reader: row.get()?,
     };
+    let (spec, state) = (row.get()?, state(row)?);
+    let attempt = match state.is_terminal() {
+        // Nothing acts on it any more: it is shown as it is.
+        true => row.get()?,
+        false => row.within(attempt_in(state))?,
+    };
     let mut task = TaskRow {
         envelope,
-        spec: row.get()?,
-        state: state(row)?,
-        attempt: row.get()?,
+        spec,
+        state,
+        attempt,
         token: row.get_nullable()?.map(Token),
         session: row.get_nullable()?.map(SessionId),
         orchestrator: row.get()?,
         replica: row.get()?,
-        failures: row.spare(),
-        losses: row.spare(),
-        created_at_us: row.spare(),
+        failures: row.spare_within(&COUNT),
+        losses: row.spare_within(&COUNT),
+        created_at_us: row.spare_within(&MOMENT),
         expires_at_us: row.spare_nullable(),
-        dispatched_at_us: row.spare_nullable(),
-        started_at_us: row.spare_nullable(),
-        ready_at_us: row.get_nullable()?,
-        wake_at_us: row.get_nullable()?,
+        dispatched_at_us: row.spare_nullable_within(&MOMENT),
+        started_at_us: row.spare_nullable_within(&MOMENT),
+        ready_at_us: row.nullable_within(&MOMENT)?,
+        wake_at_us: row.nullable_within(&MOMENT)?,
         finished_at_us: row.get_nullable()?,
         outcome: None,
         ignored: Vec::new(),

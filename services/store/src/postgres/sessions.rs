@@ -31,8 +31,8 @@ pub(super) fn open(pool: &Pool, new: &NewSession) -> Result<SessionRow> {
     let insert = sql(concat!(
         "INSERT INTO sessions AS s (id, generation, state, name, queues, labels, slots, ttl_ms, expires_served_ms, replica, build,
             created_at_us, seen_at_us)
-         SELECT $1, 1, 1, $2, $3, $4, $5, $6, served_ms + $6, $7, $8, now_us, now_us
-         FROM served_clock, (SELECT ", now_us!(), " AS now_us) AS clock
+         SELECT $1, 1, 1, $2, $3, $4, $5, $6, c.served_ms + $6, $7, $8, now_us, now_us
+         FROM served_clock c, (SELECT ", now_us!(), " AS now_us) AS clock
          ON CONFLICT (id) DO NOTHING
          RETURNING ", session_columns!()
     ))
@@ -80,10 +80,10 @@ pub(super) fn resume(pool: &Pool, reader: &Reader, id: SessionId, generation: i6
 
 pub(super) fn close(pool: &Pool, id: SessionId, generation: Option<i64>) -> Result<bool> {
     let statement = sql(concat!(
-        "UPDATE sessions SET state = 2, generation = generation + 1, over_at_us = ",
+        "UPDATE sessions s SET state = 2, generation = s.generation + 1, over_at_us = ",
         now_us!(),
         "
-         WHERE id = $1 AND state = 1 AND ($2::bigint IS NULL OR generation = $2)"
+         WHERE s.id = $1 AND s.state = 1 AND ($2::bigint IS NULL OR s.generation = $2)"
     ));
     let statement = statement.bind(id.0).bind(generation);
     pool.write(move |conn| Ok(conn.execute(statement)? > 0))
@@ -94,9 +94,9 @@ pub(super) fn close(pool: &Pool, id: SessionId, generation: Option<i64>) -> Resu
 pub(super) fn reap(pool: &Pool, limit: i64) -> Result<Vec<SessionId>> {
     let statement = sql(concat!(
         "WITH dead AS MATERIALIZED (
-            SELECT id FROM sessions
-            WHERE state = 1 AND expires_served_ms < (SELECT served_ms FROM served_clock WHERE frozen_ms = 0)
-            ORDER BY id LIMIT $1 FOR UPDATE
+            SELECT s.id FROM sessions s
+            WHERE s.state = 1 AND s.expires_served_ms < (SELECT c.served_ms FROM served_clock c WHERE c.frozen_ms = 0)
+            ORDER BY s.id LIMIT $1 FOR UPDATE
         )
         UPDATE sessions s SET state = 2, generation = s.generation + 1, over_at_us = ",
         now_us!(),
@@ -111,11 +111,11 @@ pub(super) fn reap(pool: &Pool, limit: i64) -> Result<Vec<SessionId>> {
 pub(super) fn trim(pool: &Pool, keep: Duration, limit: i64) -> Result<i64> {
     let statement = sql(concat!(
         "WITH old AS MATERIALIZED (
-            SELECT id FROM sessions s WHERE over_at_us < ",
+            SELECT s.id FROM sessions s WHERE s.over_at_us < ",
         now_us!(),
         " - $1
-                AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.session_id = s.id)
-            ORDER BY over_at_us LIMIT $2 FOR UPDATE SKIP LOCKED
+                AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.session_id = s.id AND t.session_id IS NOT NULL)
+            ORDER BY s.over_at_us LIMIT $2 FOR UPDATE SKIP LOCKED
         )
         DELETE FROM sessions s USING old WHERE s.id = old.id"
     ));
@@ -126,14 +126,15 @@ pub(super) fn trim(pool: &Pool, keep: Duration, limit: i64) -> Result<i64> {
 // ── Heartbeats ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// Sessions first and tasks second, each in the order of their ids, as claims lock them (R8). What is being cancelled is
-/// reported with the renewal (R13).
+/// reported with the renewal (R13), in columns of the same types, whatever types those of tasks have: hence the parentheses (see
+/// `drift`).
 const HEARTBEAT: &str = concat!(
     "WITH beat AS MATERIALIZED (
         SELECT * FROM unnest($1::uuid[], $2::bigint[]) AS beat(session, generation)
     ), clock AS MATERIALIZED (
-        SELECT served_ms, ",
+        SELECT c.served_ms, ",
     now_us!(),
-    " AS now_us FROM served_clock
+    " AS now_us FROM served_clock c
     ), renewed AS (
         UPDATE sessions s SET expires_served_ms = clock.served_ms + s.ttl_ms, seen_at_us = clock.now_us
         FROM clock, beat WHERE s.id = beat.session AND s.generation = beat.generation AND s.state = 1
@@ -148,7 +149,8 @@ const HEARTBEAT: &str = concat!(
             AND t.token = accepted.token AND (t.session_id = accepted.session) IS TRUE AND t.state = 3
     )
     SELECT id, NULL::integer, generation, NULL::uuid FROM renewed
-    UNION ALL SELECT t.id, t.attempt, t.token, t.session_id FROM tasks t WHERE t.session_id = ANY($1) AND t.state = 5"
+    UNION ALL SELECT (t.id), (t.attempt), (t.token), (t.session_id) FROM tasks t WHERE t.session_id = ANY($1)
+        AND t.session_id IS NOT NULL AND t.state = 5"
 );
 
 pub(super) fn heartbeat(pool: &Pool, batch: &[Heartbeat]) -> Result<Vec<HeartbeatResult>> {
@@ -210,7 +212,7 @@ pub(super) fn orphans(pool: &Pool, limit: i64) -> Result<Vec<HeldRow>> {
     let statement = sql(concat!(
         "SELECT ",
         held_columns!(),
-        " FROM sessions s JOIN tasks t ON t.session_id = s.id
+        " FROM sessions s JOIN tasks t ON t.session_id = s.id AND t.session_id IS NOT NULL
          WHERE s.over_at_us IS NOT NULL AND s.state = 2 AND t.state IN (3, 4, 5) LIMIT $1"
     ));
     let statement = statement.bind(limit);
@@ -218,7 +220,8 @@ pub(super) fn orphans(pool: &Pool, limit: i64) -> Result<Vec<HeldRow>> {
 }
 
 fn held_by_statement(id: SessionId) -> Statement {
-    sql(concat!("SELECT ", dispatch_columns!(), " FROM tasks t WHERE t.session_id = $1")).bind(id.0)
+    sql(concat!("SELECT ", dispatch_columns!(), " FROM tasks t WHERE t.session_id = $1 AND t.session_id IS NOT NULL"))
+        .bind(id.0)
 }
 
 pub(super) fn held_by(pool: &Pool, reader: &Reader, id: SessionId) -> Result<Vec<Dispatch>> {
@@ -233,8 +236,10 @@ pub(super) fn list(people: &Pool, limit: i64) -> Result<Vec<SessionRow>> {
     let statement = sql(concat!(
         "SELECT ",
         session_columns!(),
-        ", held.number FROM (SELECT * FROM sessions WHERE state = 1 ORDER BY id LIMIT $1) AS s
-         CROSS JOIN LATERAL (SELECT count(*)::integer AS number FROM tasks t WHERE t.session_id = s.id) AS held
+        ", held.number FROM (SELECT l.id FROM sessions l WHERE l.state = 1 ORDER BY l.id LIMIT $1) AS live
+         JOIN sessions s ON s.id = live.id
+         CROSS JOIN LATERAL (SELECT count(*)::integer AS number FROM tasks t
+            WHERE t.session_id = s.id AND t.session_id IS NOT NULL) AS held
          ORDER BY s.id"
     ));
     let statement = statement.bind(limit);

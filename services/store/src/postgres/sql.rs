@@ -12,17 +12,26 @@ use diesel::{
 };
 use uuid::Uuid;
 
+use super::drift::{Edition, Shape};
+
 /// SQL with `$1`, `$2`, … whose first uses stand in this order. Diesel keeps it prepared under its text (unlike
 /// `sql_query`), so each text is planned once a connection.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Statement {
     text: Cow<'static, str>,
+    /// Texts that search otherwise where a column of tasks has another type, with these columns; the first that applies counts.
+    instead: Vec<Instead>,
+    /// The text that does the same for columns of other types than those that it is written for.
+    fitted: Option<String>,
     values: Vec<Value>,
 }
 
+/// Columns of tasks, and the text of a statement for when one of them has another type.
+pub(super) type Instead = (&'static [&'static str], &'static str);
+
 /// A statement without values yet.
 pub(super) fn sql(text: impl Into<Cow<'static, str>>) -> Statement {
-    Statement { text: text.into(), values: Vec::new() }
+    Statement { text: text.into(), instead: Vec::new(), fitted: None, values: Vec::new() }
 }
 
 impl Statement {
@@ -30,6 +39,20 @@ impl Statement {
     pub(super) fn bind(mut self, value: impl Into<Value>) -> Self {
         self.values.push(value.into());
         self
+    }
+
+    /// Searches otherwise where one of these columns of tasks has another type, and with it an index that this text finds nothing in. Both
+    /// texts have the same values.
+    pub(super) fn instead(mut self, columns: &'static [&'static str], text: &'static str) -> Self {
+        self.instead.push((columns, text));
+        self
+    }
+
+    /// Fits it to the types that columns have.
+    pub(super) fn fit(&mut self, shape: &Shape) -> Edition {
+        let (fitted, edition) = shape.fit(&self.text, &self.instead);
+        self.fitted = fitted;
+        edition
     }
 
     /// Binds the next value, an array.
@@ -41,7 +64,7 @@ impl Statement {
 // ── Values ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /// A value to be bound.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Value {
     BigInt(Option<i64>),
     Integer(Option<i32>),
@@ -92,7 +115,7 @@ pub(super) enum Kind {
 
 /// An array's elements as they go over the wire: each its length, then its bytes. Written straight from borrowed rows, so
 /// that a batch is copied once.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Encoded {
     count: i32,
     bytes: Vec<u8>,
@@ -212,7 +235,7 @@ impl QueryFragment<Pg> for Statement {
     /// Diesel numbers the values as they are pushed, so a `$n` is pushed as a value where it comes first and as text
     /// after that.
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        let mut rest = &*self.text;
+        let mut rest = self.fitted.as_deref().unwrap_or(&self.text);
         let mut pushed = 0;
         while let Some(at) = rest.find('$') {
             let digits = rest[at + 1..].bytes().take_while(u8::is_ascii_digit).count();

@@ -84,20 +84,20 @@ macro_rules! statement {
     ($on_conflict:literal) => {
         concat!(
             "WITH open_queue AS MATERIALIZED (
-                SELECT name FROM queues WHERE name = ANY($1::text[]) AND NOT draining ORDER BY name FOR KEY SHARE
+                SELECT q.name FROM queues q WHERE q.name = ANY($1::text[]) AND NOT q.draining ORDER BY q.name FOR KEY SHARE
             ), clock AS MATERIALIZED (
-                SELECT ", now_us!(), " AS now_us, (SELECT route_version FROM cluster) AS route_version
+                SELECT ", now_us!(), " AS now_us, (SELECT c.route_version FROM cluster c) AS route_version
             ), keyed AS (
-                INSERT INTO requests (key, task_id, created_at_us)
+                INSERT INTO requests AS r (key, task_id, created_at_us)
                 SELECT item.request, item.id, (SELECT now_us FROM clock)
                 FROM unnest($2::uuid[], $3::uuid[], $4::text[], $5::bigint[]) AS item(request, id, queue, route_version)
                 WHERE item.request IS NOT NULL AND (item.queue IN (SELECT name FROM open_queue)) IS TRUE
                     AND item.route_version = (SELECT route_version FROM clock)
                 ORDER BY item.request
                 ON CONFLICT (key) DO NOTHING
-                RETURNING task_id
+                RETURNING r.task_id
             )
-            INSERT INTO tasks (id, tenant, queue, state, rank, executor, resource_class, concurrency_key, exclusive,
+            INSERT INTO tasks AS t (id, tenant, queue, state, rank, executor, resource_class, concurrency_key, exclusive,
                 timeout_ms, attempt, failures, losses, unsupported, created_at_us, ready_at_us, wake_at_us,
                 expires_at_us, trace_context, format, min_reader, spec)
             SELECT item.id, item.tenant, item.queue, CASE WHEN not_before_us > now_us THEN 1 ELSE 2 END,
@@ -115,7 +115,7 @@ macro_rules! statement {
                 AND item.route_version = (SELECT route_version FROM clock)
                 AND (item.request IS NULL OR item.id IN (SELECT task_id FROM keyed))",
             $on_conflict,
-            " RETURNING id, state, created_at_us, ready_at_us, expires_at_us"
+            " RETURNING t.id, t.state, t.created_at_us, t.ready_at_us, t.expires_at_us"
         )
     };
 }
@@ -183,11 +183,11 @@ fn store_again(pool: &Pool, part: &[NewTask]) -> Result<Stored> {
     let statement = bound(sql(REPEAT), part);
     pool.transaction(move |conn| {
         let mut stored = stored(conn, statement)?;
-        let ended = sql("SELECT id FROM finished_tasks WHERE id = ANY($1::uuid[])
-            UNION SELECT task_id FROM quarantine WHERE task_id = ANY($1)");
+        let ended = sql("SELECT (f.id) FROM finished_tasks f WHERE f.id = ANY($1::uuid[])
+            UNION SELECT (q.task_id) FROM quarantine q WHERE q.task_id = ANY($1)");
         let ended = conn.rows(ended.array(stored.keys().map(|id| id.0)), uuid)?;
         if !ended.is_empty() {
-            conn.execute(sql("DELETE FROM tasks WHERE id = ANY($1::uuid[])").array(ended.iter().copied()))?;
+            conn.execute(sql("DELETE FROM tasks t WHERE t.id = ANY($1::uuid[])").array(ended.iter().copied()))?;
             for id in ended {
                 stored.remove(&TaskId(id));
             }
@@ -251,19 +251,22 @@ const GONE: Submitted =
     Submitted::Stored { created_at_us: 0, state: State::Queued, ready_at_us: None, expires_at_us: None };
 
 fn look_up(pool: &Pool, tasks: &[&NewTask]) -> Result<Reasons> {
-    let keys = sql("SELECT key, task_id FROM requests WHERE key = ANY($1::uuid[]) AND task_id IS NOT NULL")
+    let keys = sql("SELECT r.key, r.task_id FROM requests r WHERE r.key = ANY($1::uuid[]) AND r.task_id IS NOT NULL")
         .array(tasks.iter().map(|task| task.request));
-    let ids = sql("SELECT id, state, created_at_us, ready_at_us, expires_at_us FROM tasks WHERE id = ANY($1::uuid[])
-        UNION ALL SELECT id, NULL, created_at_us, NULL, expires_at_us FROM finished_tasks WHERE id = ANY($1)
-        UNION ALL SELECT task_id, NULL, first_seen_us, NULL, NULL FROM quarantine WHERE task_id = ANY($1)")
+    // In parentheses, so that all three have columns of the same types, whatever types those of the tables have (see `drift`).
+    let ids = sql("SELECT (t.id), (t.state), (t.created_at_us), (t.ready_at_us), (t.expires_at_us)
+            FROM tasks t WHERE t.id = ANY($1::uuid[])
+        UNION ALL SELECT (f.id), NULL, (f.created_at_us), NULL, (f.expires_at_us)
+            FROM finished_tasks f WHERE f.id = ANY($1)
+        UNION ALL SELECT (q.task_id), NULL, (q.first_seen_us), NULL, NULL FROM quarantine q WHERE q.task_id = ANY($1)")
     .array(tasks.iter().map(|task| task.envelope.id.0));
-    let open = sql("SELECT name FROM queues WHERE name = ANY($1::text[]) AND NOT draining")
+    let open = sql("SELECT q.name FROM queues q WHERE q.name = ANY($1::text[]) AND NOT q.draining")
         .array(tasks.iter().map(|task| task.envelope.queue.as_str()));
     pool.snapshot(move |conn| {
         Ok(Reasons {
             keys: conn.rows(keys, |row| Ok((row.get()?, TaskId(row.get()?))))?.into_iter().collect(),
             tasks: conn.rows(ids, found_task)?.into_iter().collect(),
-            route_version: conn.one(sql("SELECT route_version FROM cluster"), number)?,
+            route_version: conn.one(sql("SELECT c.route_version FROM cluster c"), number)?,
             open_queues: conn.rows(open, text)?.into_iter().collect(),
         })
     })

@@ -1,6 +1,13 @@
 //! Tasks that wait: what the feeder reads, and what time does to them.
 
-use millrace_core::{READER_RANGE, foreign::Defect, id::TaskId, retry::OutcomeKind, task::State, time::Timestamp};
+use millrace_core::{
+    READER_RANGE,
+    foreign::{Defect, MOMENT},
+    id::TaskId,
+    retry::OutcomeKind,
+    task::State,
+    time::Timestamp,
+};
 use uuid::Uuid;
 
 use super::{
@@ -10,6 +17,7 @@ use super::{
     pool::Pool,
     rows::{now_us, uuid, waiting},
     sql::sql,
+    unindexed,
 };
 use crate::{LaneKey, LanePage, Result, StoreError, Waiting, foreign::state_of};
 
@@ -18,18 +26,19 @@ use crate::{LaneKey, LanePage, Result, StoreError, Waiting, foreign::state_of};
 /// bytes, by the columns' collation.
 pub(super) fn lanes(pool: &Pool, queue: &str, after: Option<&LaneKey>, limit: i64) -> Result<Vec<LaneKey>> {
     let statement = sql("WITH RECURSIVE lane AS (
-            (SELECT tenant, rank FROM tasks
-             WHERE queue = $1 AND ready_at_us IS NOT NULL AND (tenant, rank) > ($2, $3)
-                AND rank BETWEEN -2147483648::bigint AND 2147483647::bigint
-             ORDER BY tenant, rank LIMIT 1)
+            (SELECT t.tenant, t.rank FROM tasks t
+             WHERE t.queue = $1 AND t.ready_at_us IS NOT NULL AND (t.tenant, t.rank) > ($2, $3)
+                AND t.rank BETWEEN -2147483648::bigint AND 2147483647::bigint
+             ORDER BY t.tenant, t.rank LIMIT 1)
             UNION ALL
             SELECT next.tenant, next.rank FROM lane CROSS JOIN LATERAL (
-                SELECT tenant, rank FROM tasks
-                WHERE queue = $1 AND ready_at_us IS NOT NULL AND (tenant, rank) > (lane.tenant, lane.rank)
-                    AND rank BETWEEN -2147483648::bigint AND 2147483647::bigint
-                ORDER BY tenant, rank LIMIT 1) AS next
+                SELECT t.tenant, t.rank FROM tasks t
+                WHERE t.queue = $1 AND t.ready_at_us IS NOT NULL AND (t.tenant, t.rank) > (lane.tenant, lane.rank)
+                    AND t.rank BETWEEN -2147483648::bigint AND 2147483647::bigint
+                ORDER BY t.tenant, t.rank LIMIT 1) AS next
         )
-        SELECT tenant, rank FROM lane LIMIT $4");
+        SELECT tenant, rank FROM lane LIMIT $4")
+    .instead(unindexed::LANE, unindexed::LANES);
     // No tenant is named by the empty text.
     let (tenant, rank) = after.map_or(("", i32::MIN), |lane| (&lane.tenant, lane.rank));
     let statement = statement.bind(queue).bind(tenant).bind(rank).bind(limit.max(0));
@@ -47,12 +56,14 @@ pub(super) fn lane_page(
     // The time is that at which the statement arrived, so nothing that this page could not see is older than it, except
     // what was not committed. One row more than asked for tells whether there are more.
     let statement = sql("SELECT (extract(epoch FROM statement_timestamp()) * 1000000)::bigint,
-            t.id, t.ready_at_us, t.expires_at_us, t.min_reader, t.state
+            page.id, page.ready_at_us, page.expires_at_us, page.min_reader, page.state
         FROM (SELECT 1) AS always LEFT JOIN LATERAL (
-            SELECT * FROM tasks
-            WHERE queue = $1 AND tenant = $2 AND rank = $3 AND ready_at_us IS NOT NULL
-                AND (ready_at_us, id) > ($4, $5) AND (ready_at_us, id) <= ($6, $7)
-            ORDER BY ready_at_us, id LIMIT $8) AS t ON TRUE");
+            SELECT t.id, t.ready_at_us, t.expires_at_us, t.min_reader, t.state FROM tasks t
+            WHERE t.queue = $1 AND t.tenant = $2 AND t.rank = $3 AND t.ready_at_us IS NOT NULL
+                AND (t.ready_at_us, t.id) > ($4, $5) AND (t.ready_at_us, t.id) <= ($6, $7)
+            ORDER BY t.ready_at_us, t.id LIMIT $8) AS page ON TRUE")
+    .instead(unindexed::LANE, unindexed::LANE_PAGE)
+    .instead(unindexed::TIME, unindexed::LANE_PAGE_BY_TIME);
     let (last, last_id) = up_to.unwrap_or((Timestamp(i64::MAX), TaskId(Uuid::max())));
     let limit = limit.max(0);
     let statement = statement
@@ -90,11 +101,14 @@ pub(super) fn lane_page(
 /// A row that this build cannot act on keeps its place, so that a page is never empty because of such rows, but no reader
 /// there is takes it: it is too new, or cannot be read.
 fn waiting_in(lane: &LaneKey, id: TaskId, row: &mut Columns<'_>) -> Read<(Waiting, Option<Defect>)> {
-    let (ready_at_us, expires_at_us) = (row.get()?, row.spare_nullable());
+    let (ready_at_us, expires_at_us): (i64, _) = (row.get()?, row.spare_nullable());
     let min_reader: Read<i16> = row.get();
     let state: Read<i16> = row.get();
     let known = |state: i16| State::try_from(state).is_ok();
     let (min_reader, defect) = match (min_reader, state) {
+        (Ok(min_reader), Ok(state)) if known(state) && min_reader <= READER_RANGE.1 && !MOMENT.hold(ready_at_us) => {
+            (i16::MAX, Some(Defect::new("ready_at_us", format!("holds {ready_at_us}, not {}", MOMENT.expected))))
+        }
         (Ok(min_reader), Ok(state)) if known(state) => (min_reader, None),
         (Ok(_), Ok(_)) => (i16::MAX, None),
         (Err(defect), _) | (_, Err(defect)) => (i16::MAX, Some(defect)),
@@ -109,8 +123,9 @@ pub(super) fn wake(pool: &Pool, limit: i64) -> Result<Vec<(String, Waiting)>> {
         now_us!(),
         " AS now_us),
         due AS MATERIALIZED (
-            SELECT id FROM tasks WHERE wake_at_us <= (SELECT now_us FROM clock) AND state = 1 AND min_reader <= $1
-            ORDER BY wake_at_us LIMIT $2 FOR UPDATE SKIP LOCKED
+            SELECT t.id FROM tasks t WHERE t.wake_at_us IS NOT NULL AND t.wake_at_us <= (SELECT now_us FROM clock)
+                AND t.state = 1 AND t.min_reader <= $1
+            ORDER BY t.wake_at_us LIMIT $2 FOR UPDATE SKIP LOCKED
         )
         UPDATE tasks t SET state = 2, wake_at_us = NULL, ready_at_us = clock.now_us FROM clock, due WHERE t.id = due.id
         RETURNING t.queue, t.id, t.tenant, t.rank, t.ready_at_us, t.expires_at_us, t.min_reader"
@@ -125,8 +140,8 @@ macro_rules! end_waiting {
     ($due:expr) => {
         concat!(
             "WITH clock AS MATERIALIZED (
-                SELECT now_us, ((now_us / slice_us) % 8)::smallint AS slot
-                FROM cluster, (SELECT ", $crate::postgres::rows::now_us!(), " AS now_us) AS now
+                SELECT now_us, ((now_us / c.slice_us) % 8)::smallint AS slot
+                FROM cluster c, (SELECT ", $crate::postgres::rows::now_us!(), " AS now_us) AS now
             ), ending AS MATERIALIZED (
                 SELECT $1::smallint AS state, $2::smallint AS outcome, $3::text AS message
             ), due AS MATERIALIZED (", $due, "),
@@ -136,13 +151,17 @@ macro_rules! end_waiting {
                     t.timeout_ms, t.attempt, t.failures, t.losses, t.unsupported, t.created_at_us, t.expires_at_us,
                     t.dispatched_at_us, t.started_at_us, t.trace_context, t.format, t.min_reader, t.spec
             )
-            INSERT INTO finished_tasks (slot, finished_at_us, state, outcome, message, output_tail, output_bytes, id,
+            INSERT INTO finished_tasks AS f (slot, finished_at_us, state, outcome, message, output_tail, output_bytes, id,
                 tenant, queue, rank, executor, resource_class, concurrency_key, exclusive, timeout_ms, attempt, failures,
                 losses, unsupported, created_at_us, expires_at_us, dispatched_at_us, started_at_us, trace_context, format,
                 min_reader, spec)
-            SELECT clock.slot, clock.now_us, ending.state, ending.outcome, ending.message, ''::bytea, 0, ended.*
+            SELECT clock.slot, clock.now_us, ending.state, ending.outcome, ending.message, ''::bytea, 0, ended.id,
+                ended.tenant, ended.queue, ended.rank, ended.executor, ended.resource_class, ended.concurrency_key,
+                ended.exclusive, ended.timeout_ms, ended.attempt, ended.failures, ended.losses, ended.unsupported,
+                ended.created_at_us, ended.expires_at_us, ended.dispatched_at_us, ended.started_at_us, ended.trace_context,
+                ended.format, ended.min_reader, ended.spec
             FROM clock, ending, ended
-            RETURNING id"
+            RETURNING f.id"
         )
     };
 }
@@ -151,8 +170,9 @@ pub(super) use end_waiting;
 /// The tasks whose time is over, locked.
 macro_rules! overdue {
     () => {
-        "SELECT id FROM tasks WHERE expires_at_us <= (SELECT now_us FROM clock) AND session_id IS NULL
-            AND state IN (1, 2) AND min_reader <= $4 ORDER BY expires_at_us LIMIT $5 FOR UPDATE SKIP LOCKED"
+        "SELECT t.id FROM tasks t WHERE t.\"expires_at_us\" IS NOT NULL AND t.expires_at_us <= (SELECT now_us FROM clock)
+            AND t.session_id IS NULL
+            AND t.state IN (1, 2) AND t.min_reader <= $4 ORDER BY t.expires_at_us LIMIT $5 FOR UPDATE SKIP LOCKED"
     };
 }
 
@@ -177,9 +197,9 @@ const PASSED_OVER: i64 = 1000;
 /// The same one by one: a row among them was written by another release so that it does not fit the finished ones.
 fn expire_foreign(pool: &Pool, limit: i64) -> Result<Vec<TaskId>> {
     let due = sql(concat!(
-        "SELECT id FROM tasks WHERE expires_at_us <= ",
+        "SELECT t.id FROM tasks t WHERE t.\"expires_at_us\" IS NOT NULL AND t.expires_at_us <= ",
         now_us!(),
-        " AND session_id IS NULL AND state IN (1, 2) AND min_reader <= $1 ORDER BY expires_at_us LIMIT $2"
+        " AND t.session_id IS NULL AND t.state IN (1, 2) AND t.min_reader <= $1 ORDER BY t.expires_at_us LIMIT $2"
     ));
     let due = due.bind(READER_RANGE.1).bind(limit.max(0).saturating_add(PASSED_OVER));
     let due = pool.read(move |conn| Ok(conn.rows(due, uuid)?.into_iter().map(TaskId).collect::<Vec<_>>()))?;

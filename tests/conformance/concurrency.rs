@@ -345,6 +345,7 @@ pub(crate) fn cancel_against_complete(world: &World) {
                         false
                     }
                     CancelResult::NotFound => panic!("a task on the move was missed"),
+                    CancelResult::TooNew(defect) => panic!("a task of this release is too new: {defect}"),
                 };
                 finished.lock().unwrap().insert(lease.task, was_finished);
             }

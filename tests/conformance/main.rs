@@ -7,9 +7,13 @@
 mod claim;
 mod complete;
 mod concurrency;
+mod demand;
 mod drain;
+mod drift;
+mod fleet;
 mod lists;
 mod mending;
+mod nodes;
 mod ownership;
 mod people;
 mod postgres_only;
@@ -230,6 +234,11 @@ behaviours! {
         r10_a_bad_row_in_a_batch_of_claims_harms_no_neighbour
         r10_a_lane_is_read_past_what_cannot_be_read
         r10_bad_rows_at_the_head_of_a_lane_do_not_stop_the_good_ones
+        r10_an_attempt_that_cannot_be_one_is_never_leased
+        r10_a_held_attempt_that_cannot_be_one_is_nobodys_to_name
+        r10_numbers_that_nobody_can_have_meant_are_ignored_where_they_are_optional
+        r10_a_moment_that_cannot_be_one_orders_nothing_for_long
+        r9_what_is_too_new_is_not_cancelled_or_retried
         r10_waking_and_expiring_go_past_what_cannot_be_read
         r10_what_dead_sessions_hold_is_found_past_what_cannot_be_read
         r10_lists_go_past_what_cannot_be_read
@@ -267,6 +276,8 @@ behaviours! {
         a_row_whose_queue_is_gone_is_not_released
         releasing_again_changes_nothing
         a_repair_is_judged_before_it_releases
+        a_row_that_joined_its_queue_at_no_moment_joins_it_with_its_release
+        a_row_that_a_claim_has_set_aside_is_mended_as_one_that_waits
         a_repaired_spec_runs
         a_repair_of_what_is_no_column_is_refused
         discarding_ends_the_task_and_keeps_the_row
@@ -287,5 +298,38 @@ behaviours! {
         completing_from_two_sides_records_one_outcome
         reapers_wakers_and_expirers_share_the_work
         a_task_on_the_move_is_neither_missed_nor_doubled
+    }
+    fleet {
+        r5_the_lease_is_taken_once_and_renewed_by_its_owner
+        r5_a_lease_that_has_ended_is_anyones_and_its_epoch_rises
+        r5_a_leader_that_resigns_is_followed_at_once
+        r5_a_stale_epoch_writes_nothing
+        r5_an_expired_lease_writes_nothing
+        r5_no_save_commits_after_another_has_taken_the_lease
+        pools_are_created_once_and_read_by_name
+        r11_a_repeated_creation_of_a_pool_returns_it
+        a_change_of_a_pool_needs_its_version_and_raises_it
+        r11_a_repeated_change_of_a_pool_changes_nothing
+        an_empty_pool_is_deleted_at_once
+        a_pool_with_nodes_goes_with_its_last_one
+        r11_a_repeated_deletion_of_a_pool_is_gone
+        statuses_are_those_written_last
+        r10_a_pool_that_cannot_be_read_costs_no_neighbour
+    }
+    nodes {
+        nodes_read_back_as_they_were_saved
+        text_that_a_database_refuses_never_costs_a_round
+        nodes_are_filtered_by_pool_state_and_time
+        nodes_page_without_gap_or_repeat
+        events_are_kept_in_their_order_and_once
+        a_drain_that_was_asked_for_outlives_the_leaders_writes
+        nodes_that_went_long_ago_are_trimmed
+        r10_a_node_that_cannot_be_read_costs_no_neighbour
+    }
+    demand {
+        demand_tells_what_waits_and_runs
+        arrivals_are_counted_over_the_window
+        arrivals_are_counted_over_no_more_than_what_was_looked_at
+        run_times_are_averaged_over_what_has_run_to_its_end
     }
 }

@@ -191,6 +191,35 @@ pub(crate) fn a_repair_is_judged_before_it_releases(world: &mut World) {
     assert_eq!(repaired(world, task, &whole), Repaired::NotFound);
 }
 
+pub(crate) fn a_row_that_joined_its_queue_at_no_moment_joins_it_with_its_release(world: &mut World) {
+    let (task, twice) = (world.queued(), world.queued());
+    for task in [task, twice] {
+        world.damage(task, "ready_at_us", Value::Integer(i64::MIN));
+    }
+    world.set_aside(task, "ready_at_us");
+    world.damage(twice, "attempt", Value::Integer(-3));
+    assert!(matches!(world.examined(twice), millrace_store::Examined::Quarantined(_)));
+    let since = world.now();
+    assert_eq!(released(world, task), Released::Done);
+    assert!(world.row(task).ready_at_us >= Some(since.0));
+    world.dispatched(world.worker(), task);
+    // What is wrong beside it still stands in the way.
+    assert!(matches!(released(world, twice), Released::Refused(defect) if defect.column == "attempt"));
+    let repaired = |attempt| repaired(world, twice, &column("attempt", Value::Integer(attempt)));
+    assert!(matches!(repaired(-1), Repaired::StillUnreadable(_)));
+    assert_eq!(repaired(1), Repaired::Done);
+    assert_eq!(world.dispatched(world.worker(), twice).lease.attempt, 2);
+}
+
+pub(crate) fn a_row_that_a_claim_has_set_aside_is_mended_as_one_that_waits(world: &mut World) {
+    let (worker, task) = (world.worker(), world.queued());
+    world.damage(task, "attempt", Value::Integer(-3));
+    assert_eq!(world.try_claim(&world.claim_of(worker, DEFAULT, task)), millrace_store::Claimed::Stale);
+    world.examine(&[task]).expect("examining");
+    assert_eq!(repaired(world, task, &column("attempt", Value::Integer(0))), Repaired::Done);
+    assert_eq!(world.dispatched(worker, task).lease.attempt, 1);
+}
+
 pub(crate) fn a_repaired_spec_runs(world: &mut World) {
     world.reopen(strict("N"));
     let task = world.aside();

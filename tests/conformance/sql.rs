@@ -170,6 +170,36 @@ fn r5_renewing_an_ownership_waits_for_no_claim() {
 }
 
 #[test]
+fn r5_taking_the_scalers_lease_waits_for_a_save_in_flight_and_renewing_it_does_not() {
+    let world = World::postgres();
+    let (first, second) = (member(), member());
+    let taken = world.lead("scaler", first, "here", 3_600_000).expect("taking");
+    let saving = "SELECT 1 FROM scaler_leases FOR KEY SHARE";
+    let mut in_flight = world.postgres_database().connect();
+    in_flight.batch_execute(&format!("BEGIN; {saving}")).expect("holding the lock");
+    // Under the lock: if it needed more of the row, it would end in a timeout.
+    assert_eq!(world.lead("scaler", first, "here", 3_600_000).expect("renewing").epoch, taken.epoch);
+    assert_eq!(world.lead("scaler", second, "there", 3_600_000).expect("asking").owner, first);
+    assert!(world.save_fleet("scaler", taken.epoch, &millrace_store::FleetBatch::default()).expect("saving"));
+    world.resign("scaler", first).expect("resigning");
+    in_flight.batch_execute("COMMIT").expect("committing");
+    waits_for(&world, saving, || {
+        let next = world.lead("scaler", second, "there", 3_600_000).expect("taking");
+        assert_eq!((next.owner, next.epoch), (second, taken.epoch + 1));
+    });
+}
+
+#[test]
+fn r5_a_save_waits_for_whoever_takes_the_lease_and_then_writes_nothing() {
+    let world = World::postgres();
+    let taken = world.lead("scaler", member(), "here", 3_600_000).expect("taking");
+    let taking = "SELECT 1 FROM scaler_leases FOR UPDATE; UPDATE scaler_leases SET epoch = epoch + 1";
+    waits_for(&world, taking, || {
+        assert!(!world.save_fleet("scaler", taken.epoch, &millrace_store::FleetBatch::default()).expect("saving"));
+    });
+}
+
+#[test]
 fn r2_ending_a_session_waits_for_claims_in_flight() {
     let world = World::postgres();
     let worker = world.worker();

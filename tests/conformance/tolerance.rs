@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use millrace_core::{READER_RANGE, foreign::Value, id::TaskId, task::State, time::Timestamp};
-use millrace_store::{Claim, Claimed, DeleteMode, DeleteResult, LaneKey, ListFilter, StoreError};
+use millrace_store::{
+    CancelResult, Claim, Claimed, DeleteMode, DeleteResult, Dispatch, Examined, LaneKey, ListFilter, RetryResult,
+    StoreError,
+};
 use uuid::Uuid;
 
 use crate::world::{CUT, DEFAULT, Worker, World, completion, hours, secs, sorted, strict};
@@ -122,6 +125,149 @@ pub(crate) fn r10_bad_rows_at_the_head_of_a_lane_do_not_stop_the_good_ones(world
     }
     assert_eq!(done, good.into_iter().collect());
     assert_eq!(world.quarantine_rows().iter().map(|row| row.task).collect::<Vec<_>>(), bad);
+}
+
+pub(crate) fn r10_an_attempt_that_cannot_be_one_is_never_leased(world: &mut World) {
+    let worker = world.worker();
+    let bad = [-3, -1, 1_000_001, i64::from(i32::MAX), i64::from(i32::MIN)].map(|attempt| {
+        let task = world.queued();
+        world.damage(task, "attempt", Value::Integer(attempt));
+        (task, attempt)
+    });
+    let good = world.queued_many(5);
+    let mixed: Vec<TaskId> = bad.iter().zip(&good).flat_map(|((bad, _), good)| [*bad, *good]).collect();
+    let claims: Vec<Claim> = mixed.iter().map(|task| world.claim_of(worker, DEFAULT, *task)).collect();
+    for (claim, answer) in claims.iter().zip(world.claim(&claims).expect("claiming")) {
+        match answer {
+            Claimed::Won(dispatch) => {
+                assert!(good.contains(&claim.task), "{dispatch:?}");
+                assert_eq!(dispatch.lease.attempt, 1);
+            }
+            lost => assert_eq!((lost, good.contains(&claim.task)), (Claimed::Stale, false)),
+        }
+    }
+    let held = world.held_by(worker.id).expect("reading what it holds");
+    assert_eq!(sorted(held.iter().map(|dispatch| dispatch.lease.task)), good);
+    // Whether the claim has set it aside or whoever looks next.
+    sweep(world);
+    for (task, attempt) in bad {
+        let row = world.quarantine_row(task);
+        assert_eq!((row.defect.column.as_str(), &row.row["attempt"]), ("attempt", &Value::Integer(attempt)));
+    }
+}
+
+pub(crate) fn r10_a_held_attempt_that_cannot_be_one_is_nobodys_to_name(world: &mut World) {
+    let worker = world.worker();
+    let (bad, good) = (world.held(worker), world.held(worker));
+    world.beat(worker, vec![(bad, None), (good, None)]);
+    world.damage(bad.task, "attempt", Value::Integer(-3));
+    let leases = |held: Vec<Dispatch>| held.into_iter().map(|dispatch| dispatch.lease).collect::<Vec<_>>();
+    assert_eq!(leases(world.held_by(worker.id).expect("reading what it holds")), [good]);
+    let resumed = world.resume_session(worker.id, worker.generation, "elsewhere").expect("resuming");
+    let millrace_store::Resumed::Yes { session, held } = resumed else { panic!("not resumed") };
+    assert_eq!(leases(held), [good]);
+    let worker = Worker { id: worker.id, generation: session.generation };
+    let refused = world.cancel(bad.task, "a test", None).expect_err("a row that cannot be read");
+    assert!(matches!(&refused, StoreError::Unreadable(defect) if defect.column == "attempt"), "{refused:?}");
+    world.cancelled(good.task);
+    assert_eq!(world.beat(worker, Vec::new()), (true, vec![good]));
+    assert!(matches!(world.examined(bad.task), Examined::Held(defect) if defect.column == "attempt"));
+    world.close_session(worker.id, None).expect("closing");
+    assert_eq!(world.orphans(10).expect("sweeping").iter().map(|row| row.lease).collect::<Vec<_>>(), [good]);
+    world.set_aside(bad.task, "attempt");
+}
+
+pub(crate) fn r10_numbers_that_nobody_can_have_meant_are_ignored_where_they_are_optional(world: &mut World) {
+    let worker = world.worker();
+    let mut task = world.new_task();
+    task.envelope.timeout_ms = Some(5000);
+    task.envelope.trace_context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into();
+    let task = world.put(task);
+    let numbers = [
+        ("timeout_ms", -5),
+        ("created_at_us", i64::MIN),
+        ("started_at_us", i64::MAX),
+        ("failures", -1),
+        ("losses", i64::from(i32::MAX)),
+        ("unsupported", -7),
+    ];
+    for (column, number) in numbers {
+        world.damage(task, column, Value::Integer(number));
+    }
+    world.damage(task, "trace_context", text(&"x".repeat(300_000)));
+    let row = world.row(task);
+    let mut columns: Vec<&str> = numbers.iter().map(|(column, _)| *column).chain(["trace_context"]).collect();
+    columns.sort_unstable();
+    let told = |ignored: &[millrace_core::foreign::Defect]| sorted(ignored.iter().map(|one| one.column.clone()));
+    // The count of unsupported attempts is not among what people read of a task.
+    let shown: Vec<&str> = columns.iter().copied().filter(|column| *column != "unsupported").collect();
+    assert_eq!(told(&row.ignored).into_iter().filter(|one| one != "unsupported").collect::<Vec<_>>(), shown);
+    assert!(row.ignored.iter().all(|one| one.error.len() < 200), "{:?}", row.ignored);
+    assert_eq!((row.envelope.timeout_ms, row.envelope.trace_context.as_str()), (None, ""));
+    assert_eq!((row.created_at_us, row.started_at_us, row.failures, row.losses), (0, None, 0, 0));
+    let inspected = world.inspect(None, 10).expect("inspecting");
+    assert_eq!(told(&inspected.rows[0].1.ignored), columns);
+    let dispatch = world.dispatched(worker, task);
+    assert_eq!((dispatch.timeout_ms, dispatch.trace_context.as_str()), (None, ""));
+    let held = world.held_rows(&[dispatch.lease]).expect("reading");
+    assert_eq!((held[0].failures, held[0].losses, held[0].unsupported), (0, 0, 0));
+    world.completed(dispatch.lease, State::Failed);
+    assert_eq!((suspects(world), world.quarantined().expect("counting")), (Vec::new(), 0));
+}
+
+pub(crate) fn r10_a_moment_that_cannot_be_one_orders_nothing_for_long(world: &mut World) {
+    let good = world.queued_many(2);
+    let bad = [i64::MIN, -1, i64::MAX].map(|moment| {
+        let task = world.queued();
+        world.damage(task, "ready_at_us", Value::Integer(moment));
+        task
+    });
+    for limit in [1, 2, 100] {
+        assert_eq!(sorted(fed(world, &lane(), limit)), good, "pages of {limit}");
+    }
+    sweep(world);
+    for task in bad {
+        assert_eq!(world.quarantine_row(task).defect.column, "ready_at_us");
+    }
+    let counts = world.counts(&[DEFAULT.to_owned()]).expect("counting");
+    let age = counts[0].now_us - counts[0].oldest_ready_at_us.expect("two wait");
+    assert!((0..3_600_000_000).contains(&age), "{age} µs");
+}
+
+pub(crate) fn r9_what_is_too_new_is_not_cancelled_or_retried(world: &mut World) {
+    let newer = READER_RANGE.1 + 1;
+    let (waits, unknown) = (world.queued(), world.queued());
+    let held = world.dispatched(world.worker(), world.queued()).lease.task;
+    let (ended, kept) = (world.queued(), world.queued());
+    for task in [waits, held, ended, kept] {
+        world.damage(task, "min_reader", Value::Integer(newer.into()));
+    }
+    world.damage(unknown, "state", Value::Integer(77));
+    for (task, column) in [(waits, "min_reader"), (held, "min_reader"), (unknown, "state")] {
+        match world.cancel(task, "a test", None).expect("cancelling") {
+            CancelResult::TooNew(defect) => assert_eq!(defect.column, column),
+            other => panic!("{other:?}"),
+        }
+        match world.retry(task, None).expect("retrying").value {
+            RetryResult::TooNew(defect) => assert_eq!(defect.column, column),
+            other => panic!("{other:?}"),
+        }
+    }
+    // Ended before it was too new.
+    world.damage(ended, "min_reader", Value::Integer(1));
+    world.cancelled(ended);
+    if world.sql(&format!("UPDATE finished_tasks SET min_reader = {newer}")) {
+        assert!(matches!(world.retry(ended, None).expect("retrying").value, RetryResult::TooNew(_)));
+        assert!(matches!(world.cancel(ended, "a test", None).expect("cancelling"), CancelResult::TooNew(_)));
+    }
+    // Nothing was changed.
+    world.damage(unknown, "state", Value::Integer(2));
+    for task in [waits, held, kept] {
+        world.damage(task, "min_reader", Value::Integer(1));
+    }
+    assert_eq!([waits, unknown, kept].map(|task| world.state(task)), [State::Queued; 3]);
+    assert_eq!(world.state(held), State::Dispatched);
+    world.cancelled(waits);
 }
 
 pub(crate) fn r10_waking_and_expiring_go_past_what_cannot_be_read(world: &mut World) {

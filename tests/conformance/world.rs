@@ -9,7 +9,7 @@ use diesel::{QueryableByName, RunQueryDsl, connection::SimpleConnection, sql_que
 use millrace_core::{
     ROW_FORMAT,
     held::LeaseRef,
-    id::{MemberId, SessionId, TaskId},
+    id::{MemberId, NodeId, SessionId, TaskId},
     lease::Token,
     retry::OutcomeKind,
     served::TickRule,
@@ -194,7 +194,7 @@ const POSTGRES_SHIFT: &str = r"
     END $$";
 
 /// What no row may break, as queries that count those that do. Columns that say the same twice must agree.
-const INVARIANTS: [(&str, &str); 7] = [
+const INVARIANTS: [(&str, &str); 9] = [
     (
         "ready_at_us is set exactly while QUEUED",
         "SELECT count(*) AS number FROM tasks WHERE (ready_at_us IS NOT NULL) <> (state = 2)",
@@ -222,6 +222,14 @@ const INVARIANTS: [(&str, &str); 7] = [
         "the session of a held task exists",
         "SELECT count(*) AS number FROM tasks t WHERE t.session_id IS NOT NULL
             AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.id = t.session_id)",
+    ),
+    (
+        "an event is of a node that there is",
+        "SELECT count(*) AS number FROM node_events e WHERE NOT EXISTS (SELECT 1 FROM nodes n WHERE n.id = e.node_id)",
+    ),
+    (
+        "a status is of a pool that there is",
+        "SELECT count(*) AS number FROM pool_statuses s WHERE NOT EXISTS (SELECT 1 FROM pools p WHERE p.name = s.pool)",
     ),
     (
         "the queue of a live task exists",

@@ -273,6 +273,14 @@ fn both_reflections_and_health_answer_grpcurl() {
         "grpc.health.v1.Health/Check",
     ]);
     assert!(health.contains("SERVING"), "{health}");
+    // The details of an error in words.
+    let id = r#"{"id":"0190a0b0-0000-7000-8000-00000000002a"}"#;
+    let refused = millrace_tests::tools::grpcurl()
+        .args(["-plaintext", "-d", id, address, "millrace.distributor.v1.DistributorService/GetTask"])
+        .output()
+        .expect("running grpcurl");
+    let told = millrace_tests::suite::said(&refused);
+    assert!(told.contains("NO_SUCH_TASK") && told.contains("google.rpc.ErrorInfo"), "{told}");
 }
 
 #[test]

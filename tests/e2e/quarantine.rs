@@ -110,6 +110,37 @@ fn r10_bad_rows_are_set_aside_alone_and_mended_released_or_discarded_by_an_opera
 }
 
 #[test]
+fn r10_an_attempt_that_cannot_be_one_takes_no_neighbour_with_it() {
+    let site = Site::start();
+    let ids = site.waiting(8);
+    let (below, beyond, traced) = (&ids[0], &ids[1], &ids[2]);
+    site.database.execute(&format!("UPDATE tasks SET attempt = -3 WHERE id = '{below}'"));
+    site.database.execute(&format!("UPDATE tasks SET attempt = 2147483647 WHERE id = '{beyond}'"));
+    site.database.execute(&format!("UPDATE tasks SET trace_context = repeat('x', 300000) WHERE id = '{traced}'"));
+    site.resume();
+    for good in &ids[2..] {
+        site.wait_state(good, "TASK_STATE_SUCCEEDED");
+    }
+    for bad in [below, beyond] {
+        let task = site.wait_state(bad, "TASK_STATE_QUARANTINED");
+        assert_eq!(task["quarantine"]["defect"]["column"], "attempt", "{task}");
+        assert_eq!(task["tenant"], "default", "{task}");
+    }
+    // What does not mend it is told before it is done.
+    let tried = site.run(&["quarantine", "repair", below, "--column", "attempt=-1", "--dry-run"]);
+    assert!(!tried.status.success() && said(&tried).contains("attempt"), "{}", said(&tried));
+    for bad in [below, beyond] {
+        site.succeed(&["quarantine", "repair", bad, "--column", "attempt=0"]);
+        site.wait_state(bad, "TASK_STATE_SUCCEEDED");
+    }
+    // The agent has kept its session all along: nothing was lost with it.
+    for id in &ids {
+        let task = site.json(&["task", "get", id]);
+        assert!(task["losses"].is_null() && task["attempt"] == 1, "{task}");
+    }
+}
+
+#[test]
 fn r9_a_row_whose_queue_comes_back_is_released_on_request_with_a_dry_run_first() {
     let site = Site::start();
     let ids = site.waiting(3);

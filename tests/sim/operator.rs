@@ -127,12 +127,15 @@ fn grant(db: &mut Database, wish: &Wish, request: Uuid) -> Result<Granted, Store
     Ok(match wish {
         Wish::Cancel(id) => match db.cancel(*id, request)? {
             CancelResult::Done(row) => Granted::Cancelled(row),
-            CancelResult::Finished(_) => Granted::Done,
+            CancelResult::Finished(_) | CancelResult::TooNew(_) => Granted::Done,
             CancelResult::NotFound => Granted::Missing(*id),
         },
         Wish::Retry(id) => match db.retry(*id, request)? {
             RetryResult::NotFound => Granted::Missing(*id),
-            RetryResult::Done(_) | RetryResult::WrongState(_) | RetryResult::QueueClosed(_) => Granted::Done,
+            RetryResult::Done(_)
+            | RetryResult::WrongState(_)
+            | RetryResult::QueueClosed(_)
+            | RetryResult::TooNew(_) => Granted::Done,
         },
         Wish::Pause(queue, until, _) => {
             db.pause(queue, Some(("simulated".into(), *until)), request)?;

@@ -137,26 +137,25 @@ pub const OPTIONAL: [&str; 13] = [
 
 fn optional(row: &Row) -> Vec<Defect> {
     let text = |name: &str| text(row, name).map(drop);
-    let number = |name: &str| integer::<i64>(row, name).map(drop);
-    let maybe = |name: &str| match row.get(name) {
+    let within = |name: &str, bounds: &Bounds| within::<i64>(row, name, bounds).map(drop);
+    let maybe = |name: &str, bounds: &Bounds| match row.get(name) {
         None | Some(Value::Null) => Ok(()),
-        Some(_) => integer::<i64>(row, name).map(drop),
+        Some(_) => within(name, bounds),
     };
-    let small = |name: &str| integer::<i32>(row, name).map(drop);
     let read = [
         text("executor"),
         boolean(row, "exclusive").map(drop),
-        small("format"),
+        integer::<i32>(row, "format").map(drop),
         text("resource_class"),
-        text("trace_context"),
-        maybe("timeout_ms"),
-        number("created_at_us"),
-        maybe("expires_at_us"),
-        maybe("dispatched_at_us"),
-        maybe("started_at_us"),
-        small("failures"),
-        small("losses"),
-        small("unsupported"),
+        traceparent(row, "trace_context").map(drop),
+        maybe("timeout_ms", &TIMEOUT_MS),
+        within("created_at_us", &MOMENT),
+        maybe("expires_at_us", &ANY),
+        maybe("dispatched_at_us", &MOMENT),
+        maybe("started_at_us", &MOMENT),
+        within("failures", &COUNT),
+        within("losses", &COUNT),
+        within("unsupported", &COUNT),
     ];
     read.into_iter().filter_map(Result::err).collect()
 }
@@ -165,23 +164,21 @@ fn required(row: &Row, references: References, newest: i16) -> Result<&[u8], Ver
     let unreadable = Verdict::Unreadable;
     // First of all, who may judge: what a later release means by the other columns is not known here.
     let min_reader: i16 = integer(row, "min_reader").map_err(unreadable)?;
-    if min_reader > newest {
-        let error =
-            format!("only a release that reads format {min_reader} may act on this row; this one reads up to {newest}");
-        return Err(Verdict::TooNew(Defect::new("min_reader", error)));
+    if let Some(defect) = reader_defect(min_reader, newest) {
+        return Err(Verdict::TooNew(defect));
     }
     let state: i32 = integer(row, "state").map_err(unreadable)?;
     let state = i16::try_from(state)
         .ok()
         .and_then(|number| State::try_from(number).ok())
-        .ok_or_else(|| Verdict::TooNew(Defect::new("state", format!("state {state} is not known to this build"))))?;
+        .ok_or_else(|| Verdict::TooNew(state_defect(state)))?;
     uuid(row, "id").map_err(unreadable)?;
     name(row, "tenant").map_err(unreadable)?;
     name(row, "queue").map_err(unreadable)?;
     integer::<i32>(row, "rank").map_err(unreadable)?;
     text(row, "concurrency_key").map_err(unreadable)?;
-    integer::<i32>(row, "attempt").map_err(unreadable)?;
     life(row, state).map_err(unreadable)?;
+    within::<i32>(row, "attempt", attempt_in(state)).map_err(unreadable)?;
     if !references.queue {
         return Err(unreadable(Defect::new("queue", "names a queue that does not exist")));
     }
@@ -194,14 +191,86 @@ fn required(row: &Row, references: References, newest: i16) -> Result<&[u8], Ver
 /// What a state requires of its columns: without it nothing would ever find the row.
 fn life(row: &Row, state: State) -> Result<(), Defect> {
     match state {
-        State::Scheduled => integer::<i64>(row, "wake_at_us").map(drop),
-        State::Queued => integer::<i64>(row, "ready_at_us").map(drop),
+        State::Scheduled => within::<i64>(row, "wake_at_us", &MOMENT).map(drop),
+        State::Queued => within::<i64>(row, "ready_at_us", &MOMENT).map(drop),
         state if state.is_held() => {
             uuid(row, "session_id")?;
             integer::<i64>(row, "token").map(drop)
         }
-        _ => Err(Defect::new("state", format!("{state} is a state of finished tasks, and the task is not among them"))),
+        _ => Err(Defect::new("state", format!("is {state}, which only a finished task can be, and this one is not"))),
     }
+}
+
+/// Why a build that reads formats up to `newest` must leave a row alone, if it must.
+pub fn reader_defect(min_reader: i16, newest: i16) -> Option<Defect> {
+    let error = || format!("is {min_reader}: only a later release may act on this row; this one reads up to {newest}");
+    (min_reader > newest).then(|| Defect::new("min_reader", error()))
+}
+
+/// A state that no release up to this one has given a row.
+pub fn state_defect(state: i32) -> Defect {
+    Defect::new("state", format!("is {state}, which this build does not know"))
+}
+
+// ── Bounds ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/// Numbers that mean something in a column. Another one was written by nobody: acting on it would send it on to those who cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    low: i64,
+    high: i64,
+    /// What a number within them is, for people.
+    pub expected: &'static str,
+}
+
+impl Bounds {
+    /// Whether a number lies within them.
+    pub fn hold(&self, number: impl Into<i64>) -> bool {
+        (self.low..=self.high).contains(&number.into())
+    }
+}
+
+/// A number of an attempt, or of attempts, that nothing reaches by trying: a higher one is damage, and is far from the end of its
+/// type, where it could not be raised any more.
+const MANY: i64 = 1_000_000;
+
+/// The number of the attempt that an orchestrator has: the first is 1.
+pub const HELD_ATTEMPT: Bounds = Bounds { low: 1, high: MANY, expected: "the number of an attempt, from 1 to 1000000" };
+
+/// The number of the last attempt while another is still to come.
+pub const LAST_ATTEMPT: Bounds =
+    Bounds { low: 0, high: MANY - 1, expected: "the number of attempts so far, from 0 to 999999" };
+
+/// How often something happened to a task.
+pub const COUNT: Bounds = Bounds { low: 0, high: MANY, expected: "a count from 0 to 1000000" };
+
+/// A moment that every part of the suite can write, in microseconds since 1970: Protobuf's time ends with the year 9999.
+pub const MOMENT: Bounds =
+    Bounds { low: 0, high: 253_402_300_799_999_999, expected: "a moment between 1970 and 9999, in microseconds" };
+
+/// How long an attempt may run, in milliseconds; Protobuf's spans end with 10,000 years.
+pub const TIMEOUT_MS: Bounds =
+    Bounds { low: 1, high: 315_576_000_000_000, expected: "a time of 1 to 315576000000000 milliseconds" };
+
+/// Any number. A deadline that lies far away is one: it was missed long ago, or never is.
+const ANY: Bounds = Bounds { low: i64::MIN, high: i64::MAX, expected: "a whole number" };
+
+/// The bounds of the number of attempts in a row of this state.
+pub fn attempt_in(state: State) -> &'static Bounds {
+    if state.is_held() { &HELD_ATTEMPT } else { &LAST_ATTEMPT }
+}
+
+/// Whether text is a W3C traceparent (Trace Context, level 1): four fields of lower-case hexadecimal digits, neither of the two ids
+/// zero. Anything else is dropped, as the standard asks.
+pub fn is_traceparent(text: &str) -> bool {
+    let hex = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let id = |text: &str, length: usize| hex(text, length) && text.bytes().any(|byte| byte != b'0');
+    // The length first: nothing is to be split that is a megabyte long.
+    let fields: Vec<&str> = if text.len() == 55 { text.split('-').collect() } else { Vec::new() };
+    matches!(fields[..], [version, trace, span, flags]
+        if hex(version, 2) && version != "ff" && id(trace, 32) && id(span, 16) && hex(flags, 2))
 }
 
 // ── Values ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -215,6 +284,22 @@ pub fn integer<T: TryFrom<i64>>(row: &Row, column: &str) -> Result<T, Defect> {
         _ => None,
     };
     number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| wrong(row, column, "a whole number of its range"))
+}
+
+/// Reads a whole number that lies within bounds.
+pub fn within<T: TryFrom<i64>>(row: &Row, column: &str, bounds: &Bounds) -> Result<T, Defect> {
+    let number = integer::<i64>(row, column)?;
+    let number = Some(number).filter(|number| bounds.hold(*number)).and_then(|number| T::try_from(number).ok());
+    number.ok_or_else(|| wrong(row, column, bounds.expected))
+}
+
+/// Reads a traceparent, or nothing.
+pub fn traceparent(row: &Row, column: &str) -> Result<String, Defect> {
+    let text = text(row, column)?;
+    match text.is_empty() || is_traceparent(&text) {
+        true => Ok(text),
+        false => Err(wrong(row, column, "a W3C traceparent")),
+    }
 }
 
 /// Reads text, also out of a number.
@@ -277,155 +362,24 @@ fn wrong(row: &Row, column: &str, expected: &str) -> Defect {
         Some(Value::Bool(value)) => value.to_string(),
         Some(Value::Integer(number)) => number.to_string(),
         Some(Value::Real(number)) => number.to_string(),
-        Some(Value::Text(text)) => format!("the text {text:.40?}"),
-        Some(Value::Bytes(bytes)) => format!("{} bytes", bytes.len()),
-        Some(Value::Other(text)) => format!("{text:.40}"),
+        Some(Value::Text(text)) => format!("the text {:?}", start_of(text)),
+        Some(Value::Bytes(bytes)) => in_bytes(bytes.len()),
+        Some(Value::Other(text)) => start_of(text),
     };
     Defect::new(column, format!("holds {found}, not {expected}"))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FINE: References = References { queue: true, holder: Holder::Gone };
-
-    fn any_spec(_: &[u8]) -> SpecReading {
-        SpecReading::default()
-    }
-
-    fn queued() -> Row {
-        let integer = |number| Value::Integer(number);
-        let text = |text: &str| Value::Text(text.into());
-        [
-            ("id", text("0198c0de-0000-7000-8000-000000000001")),
-            ("tenant", text("default")),
-            ("queue", text("default")),
-            ("state", integer(2)),
-            ("rank", integer(0)),
-            ("executor", text("process")),
-            ("resource_class", text("")),
-            ("concurrency_key", text("")),
-            ("exclusive", Value::Bool(false)),
-            ("timeout_ms", Value::Null),
-            ("attempt", integer(0)),
-            ("failures", integer(0)),
-            ("losses", integer(0)),
-            ("unsupported", integer(0)),
-            ("created_at_us", integer(1)),
-            ("ready_at_us", integer(1)),
-            ("trace_context", text("")),
-            ("format", integer(1)),
-            ("min_reader", integer(1)),
-            ("spec", Value::Bytes(vec![1])),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
-    }
-
-    fn with(column: &str, value: Value) -> Reading {
-        let mut row = queued();
-        row.insert(column.into(), value);
-        judge(&row, FINE, 1, &any_spec)
-    }
-
-    fn unreadable(reading: &Reading) -> Option<&str> {
-        match &reading.verdict {
-            Verdict::Unreadable(defect) => Some(&defect.column),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn a_row_of_this_release_is_readable_and_so_is_one_with_columns_of_a_later_one() {
-        assert_eq!(
-            with("colour", Value::Text("red".into())),
-            Reading { verdict: Verdict::Readable, ignored: Vec::new() }
-        );
-    }
-
-    #[test]
-    fn every_required_column_that_is_null_or_missing_makes_the_row_unreadable_and_names_it() {
-        let required = [
-            "id",
-            "tenant",
-            "queue",
-            "state",
-            "rank",
-            "concurrency_key",
-            "attempt",
-            "ready_at_us",
-            "min_reader",
-            "spec",
-        ];
-        for column in required {
-            assert_eq!(unreadable(&with(column, Value::Null)), Some(column));
-            let mut row = queued();
-            row.remove(column);
-            assert_eq!(unreadable(&judge(&row, FINE, 1, &any_spec)), Some(column));
-        }
-    }
-
-    #[test]
-    fn an_optional_column_that_cannot_be_read_is_ignored_and_named() {
-        for column in OPTIONAL {
-            let reading = with(column, Value::Real(0.5));
-            assert_eq!(reading.verdict, Verdict::Readable, "{column}");
-            assert_eq!(reading.ignored.iter().map(|defect| defect.column.as_str()).collect::<Vec<_>>(), [column]);
-        }
-    }
-
-    #[test]
-    fn a_type_that_was_widened_or_became_text_is_read() {
-        assert_eq!(with("rank", Value::Text("-7".into())).verdict, Verdict::Readable);
-        assert_eq!(with("exclusive", Value::Integer(1)).verdict, Verdict::Readable);
-        assert_eq!(unreadable(&with("rank", Value::Text("high".into()))), Some("rank"));
-        assert_eq!(unreadable(&with("rank", Value::Integer(1 << 40))), Some("rank"));
-    }
-
-    #[test]
-    fn what_a_later_release_may_have_meant_is_too_new_whatever_else_is_wrong() {
-        assert!(
-            matches!(with("state", Value::Integer(42)).verdict, Verdict::TooNew(defect) if defect.column == "state")
-        );
-        let mut row = queued();
-        row.insert("min_reader".into(), Value::Integer(2));
-        row.insert("tenant".into(), Value::Null);
-        assert!(matches!(judge(&row, FINE, 1, &any_spec).verdict, Verdict::TooNew(_)));
-        assert_eq!(unreadable(&judge(&row, FINE, 2, &any_spec)), Some("tenant"));
-    }
-
-    #[test]
-    fn a_broken_reference_makes_the_row_unreadable() {
-        let no_queue = References { queue: false, holder: Holder::Gone };
-        assert_eq!(unreadable(&judge(&queued(), no_queue, 1, &any_spec)), Some("queue"));
-        let mut held = queued();
-        held.insert("state".into(), Value::Integer(4));
-        held.insert("token".into(), Value::Integer(1));
-        held.insert("session_id".into(), Value::Bytes(vec![1; 16]));
-        assert_eq!(unreadable(&judge(&held, FINE, 1, &any_spec)), Some("session_id"));
-        for holder in [Holder::Live, Holder::Over] {
-            let references = References { queue: true, holder };
-            assert_eq!(judge(&held, references, 1, &any_spec).verdict, Verdict::Readable);
-        }
-    }
-
-    #[test]
-    fn a_row_that_nothing_would_find_is_unreadable() {
-        for (state, column) in [(1, "wake_at_us"), (3, "session_id"), (6, "state")] {
-            assert_eq!(unreadable(&with("state", Value::Integer(state))), Some(column));
-        }
-    }
-
-    #[test]
-    fn the_spec_is_judged_last_and_by_its_own_reader() {
-        let broken = |_: &[u8]| SpecReading {
-            defect: Some(Defect::new("spec.payload", "is cut short")),
-            ignored: vec![Defect::new("spec.labels", "has another type")],
-        };
-        let reading = judge(&queued(), FINE, 1, &broken);
-        assert_eq!(unreadable(&reading), Some("spec.payload"));
-        assert_eq!(reading.ignored.len(), 1);
-    }
+/// As much of a text as a sentence can hold.
+fn start_of(text: &str) -> String {
+    const MOST: usize = 40;
+    let start: String = text.chars().take(MOST).collect();
+    if start.len() < text.len() { format!("{start}…") } else { start }
 }
+
+/// A number of bytes in words.
+pub fn in_bytes(count: usize) -> String {
+    if count == 1 { "1 byte".to_owned() } else { format!("{count} bytes") }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,8 @@
 //! It counts only the time in which the system could have heard a heartbeat. Whichever replica ticks first moves it by
 //! the time since the last tick, at most one tick; after a gap, in which nobody ticked, it stands still for as long as
 //! an orchestrator may need to come back. A database that was down, replicas that were all gone and a clock that was
-//! set therefore age no lease.
+//! set therefore age no lease. Before the first millisecond that it counts there is no lease that could have aged: the time between
+//! the making of a database and the first process on it is no gap.
 
 use std::time::Duration;
 
@@ -47,7 +48,9 @@ impl ServedClock {
     pub fn tick(self, now: Timestamp, rule: TickRule) -> Self {
         let passed_ms = now.0.saturating_sub(self.ticked_at.0).div_euclid(1000);
         let step_ms = passed_ms.clamp(0, rule.tick_ms);
-        let (served_ms, frozen_ms) = if passed_ms > rule.gap_ms {
+        let (served_ms, frozen_ms) = if passed_ms > rule.gap_ms && self.is_new() {
+            (0, 0)
+        } else if passed_ms > rule.gap_ms {
             (self.served_ms, rule.freeze_ms)
         } else if self.frozen_ms > 0 {
             (self.served_ms, (self.frozen_ms - step_ms).max(0))
@@ -58,6 +61,11 @@ impl ServedClock {
         let ticked_at =
             if (0..=rule.tick_ms).contains(&passed_ms) { Timestamp(self.ticked_at.0 + passed_ms * 1000) } else { now };
         Self { served_ms, ticked_at, frozen_ms }
+    }
+
+    /// Whether it has never counted anything.
+    fn is_new(self) -> bool {
+        self.served_ms == 0 && self.frozen_ms == 0
     }
 
     /// Whether it stands still after a gap.
@@ -91,6 +99,15 @@ mod tests {
         assert_eq!(run(&ticks).served_ms, 1000);
         let ticks: Vec<i64> = [500, 1000, 600_000].into_iter().chain((1..=22).map(|n| 600_000 + n * 500)).collect();
         assert_eq!(run(&ticks).served_ms, 2000);
+    }
+
+    #[test]
+    fn r7_the_time_before_the_first_process_is_no_outage() {
+        let clock = run(&[600_000]);
+        assert_eq!((clock.served_ms, clock.is_frozen()), (0, false));
+        let clock = run(&[600_000, 600_500]);
+        assert_eq!((clock.served_ms, clock.is_frozen()), (500, false));
+        assert!(run(&[600_000, 600_500, 700_000]).is_frozen());
     }
 
     #[test]

@@ -159,7 +159,7 @@ impl fmt::Display for State {
 
 /// A state that a row names and this build does not know: the row is too new, it is never taken for another state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("state {0} is not known to this build")]
+#[error("is {0}, which this build does not know")]
 pub struct UnknownState(pub i16);
 
 /// What cannot happen to a task in this state.

@@ -6,10 +6,15 @@ use std::{
     time::Duration,
 };
 
-use millrace_core::{id::TaskId, lease::Token};
+use millrace_core::{
+    foreign::{Defect, HELD_ATTEMPT},
+    held::LeaseRef,
+    id::TaskId,
+    lease::Token,
+};
 use millrace_proto::queue::v1::{self as wire, answer::Verdict};
 use millrace_runtime::{failpoint, status::Fault};
-use millrace_store::{Claim, Claimed, StoreError};
+use millrace_store::{Claim, Claimed, Dispatch, StoreError};
 
 use crate::{links::Link, sessions::Session, shared::Shared};
 
@@ -134,6 +139,21 @@ fn run_part(shared: &Arc<Shared>, mut items: Vec<ClaimItem>, failing: &mut Vec<C
     }
 }
 
+/// Attempts that an orchestrator can be sent: it names them in whatever it says of them, so one with an impossible number would stand
+/// in the way of its neighbours. The rows of the others are examined.
+pub(crate) fn assignable(shared: &Shared, held: Vec<Dispatch>) -> Vec<Dispatch> {
+    held.into_iter().filter(|dispatch| can_be_named(shared, dispatch.lease)).collect()
+}
+
+fn can_be_named(shared: &Shared, lease: LeaseRef) -> bool {
+    let named = HELD_ATTEMPT.hold(lease.attempt);
+    if !named {
+        let error = format!("holds {}, not {}", lease.attempt, HELD_ATTEMPT.expected);
+        shared.store().foreign().unreadable(Some(lease.task), &Defect::new("attempt", error));
+    }
+    named
+}
+
 fn settle(shared: &Arc<Shared>, items: Vec<ClaimItem>, results: Vec<Claimed>) {
     let now = shared.now();
     let mut answers: HashMap<(u64, String), Answers> = HashMap::new();
@@ -142,6 +162,11 @@ fn settle(shared: &Arc<Shared>, items: Vec<ClaimItem>, results: Vec<Claimed>) {
         item.open = false;
         let (claim, session, link) = (&mut item.claim, item.session.clone(), item.link.clone());
         let verdict = match result {
+            // Nobody could name it. The row stays claimed until it is set aside.
+            Claimed::Won(dispatch) if !can_be_named(shared, dispatch.lease) => {
+                session.unreserve();
+                Verdict::Stale
+            }
             Claimed::Won(dispatch) => {
                 session.assign(*dispatch, now);
                 shared.metrics.claimed.inc();
@@ -184,10 +209,35 @@ fn settle(shared: &Arc<Shared>, items: Vec<ClaimItem>, results: Vec<Claimed>) {
 #[cfg(test)]
 mod tests {
     use millrace_core::id::MemberId;
+    use millrace_store::Store;
     use uuid::Uuid;
 
     use super::*;
     use crate::{fixture, gate::Gate, links};
+
+    #[tokio::test]
+    async fn r10_an_attempt_that_cannot_be_named_is_not_assigned_and_its_row_is_examined() {
+        let replica = fixture::replica();
+        let (shared, session) = (&replica.shared, replica.session(&["default"], 2));
+        let link = links::tests::linked(shared, MemberId(Uuid::from_u128(9)), &[("default", 5)]);
+        links::tests::sent(shared, &link);
+        let (bad, good) = (fixture::dispatch(1), fixture::dispatch(2));
+        let bad = Dispatch { lease: LeaseRef { attempt: -2, ..bad.lease }, ..bad };
+        let item = |dispatch: &Dispatch, seq| {
+            assert!(session.reserve("default", link.id, seq));
+            let LeaseRef { task, token, .. } = dispatch.lease;
+            let (queue, id) = ("default".to_owned(), session.id);
+            let claim = Claim { task, queue, epoch: 5, session: id, generation: 1, token };
+            let (session, link) = (session.clone(), link.clone());
+            ClaimItem { claim, session, link, shared: Arc::downgrade(shared), open: true }
+        };
+        let won = |dispatch: &Dispatch| Claimed::Won(Box::new(dispatch.clone()));
+        settle(shared, vec![item(&bad, 1), item(&good, 2)], vec![won(&bad), won(&good)]);
+        assert_eq!(session.leases(), [good.lease]);
+        assert_eq!(replica.store.foreign().take_suspects(10), [bad.lease.task]);
+        assert!(session.reserve("default", link.id, 3), "its credit is free again");
+        assert_eq!(assignable(shared, vec![bad, good.clone()]), [good]);
+    }
 
     #[tokio::test]
     async fn r6_a_batch_that_panics_gives_its_credits_back_and_returns_its_matches() {

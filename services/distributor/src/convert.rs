@@ -5,7 +5,7 @@ mod quarantine;
 use std::time::Duration;
 
 use millrace_core::{
-    foreign::Defect,
+    foreign::{self, Defect},
     held::LeaseRef,
     id::{SessionId, TaskId},
     lease::Token,
@@ -47,10 +47,22 @@ pub(crate) fn lease(wire: &wire::LeaseRef) -> Result<LeaseRef, Fault> {
     let task = task_id(&wire.task_id, "lease.task_id")?;
     let token: Token =
         wire.lease_token.parse().map_err(|error| Fault::invalid("lease.lease_token", format!("{error}")))?;
-    match wire.attempt {
-        1.. => Ok(LeaseRef { task, attempt: wire.attempt, token }),
-        _ => Err(Fault::invalid("lease.attempt", "must be at least 1")),
+    match foreign::HELD_ATTEMPT.hold(wire.attempt) {
+        true => Ok(LeaseRef { task, attempt: wire.attempt, token }),
+        false => Err(Fault::invalid("lease.attempt", format!("must be {}", foreign::HELD_ATTEMPT.expected))),
     }
+}
+
+/// The attempts that can be read, and the names of the others as they came.
+pub(crate) fn leases(named: Vec<wire::LeaseRef>) -> (Vec<LeaseRef>, Vec<wire::LeaseRef>) {
+    let (mut leases, mut unreadable) = (Vec::with_capacity(named.len()), Vec::new());
+    for named in named {
+        match lease(&named) {
+            Ok(lease) => leases.push(lease),
+            Err(_) => unreadable.push(named),
+        }
+    }
+    (leases, unreadable)
 }
 
 /// Writes the name of an attempt.
@@ -110,13 +122,17 @@ pub(crate) fn outcome_to_wire(outcome: Outcome) -> common::Outcome {
 /// Writes a task.
 pub(crate) fn task(row: TaskRow) -> wire::Task {
     let (spec, left_out) = spec::shown(row.spec);
+    let (traceparent, no_traceparent) = shown_traceparent(row.envelope.trace_context);
+    let known = |defect: &Defect| row.ignored.iter().any(|one| one.column == defect.column);
+    let no_traceparent = no_traceparent.filter(|defect| !known(defect));
     wire::Task {
+        create_time: created(row.envelope.id, Some(row.created_at_us)),
+        tenant: row.envelope.tenant,
         id: row.envelope.id.to_string(),
         spec,
         queue: row.envelope.queue,
         state: row.state as i32,
         attempt: row.attempt,
-        create_time: Some(timestamp(row.created_at_us)),
         ready_time: row.ready_at_us.map(timestamp),
         wake_time: row.wake_at_us.map(timestamp),
         expire_time: row.expires_at_us.map(timestamp),
@@ -131,10 +147,29 @@ pub(crate) fn task(row: TaskRow) -> wire::Task {
             _ => String::new(),
         },
         orchestrator: row.orchestrator,
-        traceparent: row.envelope.trace_context,
+        traceparent,
         attempts: Vec::new(),
         quarantine: None,
-        ignored: row.ignored.into_iter().chain(left_out).map(defect).collect(),
+        ignored: row.ignored.into_iter().chain(no_traceparent).chain(left_out).map(defect).collect(),
+    }
+}
+
+/// When a task was stored: as its row says, or, when that is no moment, as its id does.
+fn created(id: TaskId, created_at_us: Option<i64>) -> Option<prost_types::Timestamp> {
+    // A column that could not be read has its default.
+    let readable = created_at_us.filter(|us| *us != 0 && foreign::MOMENT.hold(*us));
+    let by_id = || {
+        let (seconds, nanos) = id.0.get_timestamp()?.to_unix();
+        i64::try_from(seconds).ok()?.checked_mul(1_000_000)?.checked_add(i64::from(nanos) / 1000)
+    };
+    readable.or_else(by_id).map(timestamp)
+}
+
+/// A stored traceparent as it is sent on and shown; what is none is dropped, as the standard asks, and named.
+fn shown_traceparent(stored: String) -> (String, Option<Defect>) {
+    match stored.is_empty() || foreign::is_traceparent(&stored) {
+        true => (stored, None),
+        false => (String::new(), Some(Defect::new("trace_context", "is not a W3C traceparent"))),
     }
 }
 
@@ -163,8 +198,12 @@ pub(crate) fn assignment(dispatch: Dispatch, seq: u64, resent: bool) -> wire::As
         lease_token: dispatch.lease.token.to_string(),
         queue: dispatch.queue,
         spec: spec::clean(dispatch.spec),
-        timeout: dispatch.timeout_ms.map(|ms| span(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))),
-        traceparent: dispatch.trace_context,
+        // A time that nobody can have meant is none: it must not end the attempt as it begins.
+        timeout: dispatch
+            .timeout_ms
+            .filter(|ms| foreign::TIMEOUT_MS.hold(*ms))
+            .map(|ms| span(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))),
+        traceparent: shown_traceparent(dispatch.trace_context).0,
         dispatch_time: Some(timestamp(dispatch.dispatched_at_us)),
         resent,
     }
@@ -175,7 +214,7 @@ pub(crate) fn offer(waiting: &Waiting) -> millrace_proto::queue::v1::Offer {
     millrace_proto::queue::v1::Offer {
         task_id: waiting.id.as_bytes().to_vec().into(),
         tenant: waiting.tenant.clone(),
-        priority: -waiting.rank,
+        priority: waiting.rank.saturating_neg(),
         ready_at_us: waiting.ready_at_us,
         expires_at_us: waiting.expires_at_us,
         min_reader: i32::from(waiting.min_reader),
@@ -203,19 +242,7 @@ pub(crate) fn session_id(text: &str, field: &str) -> Result<SessionId, Fault> {
 /// A W3C traceparent as it came in the metadata; one that is malformed is left out, as the standard asks.
 pub(crate) fn traceparent(metadata: &tonic::metadata::MetadataMap) -> String {
     let value = metadata.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or("");
-    let fields: Vec<&str> = value.split('-').collect();
-    let hex = |text: &str, length: usize| {
-        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let valid = fields.len() == 4
-        && hex(fields[0], 2)
-        && fields[0] != "ff"
-        && hex(fields[1], 32)
-        && hex(fields[2], 16)
-        && hex(fields[3], 2)
-        && fields[1].bytes().any(|byte| byte != b'0')
-        && fields[2].bytes().any(|byte| byte != b'0');
-    if valid { value.to_owned() } else { String::new() }
+    if foreign::is_traceparent(value) { value.to_owned() } else { String::new() }
 }
 
 #[cfg(test)]
@@ -245,8 +272,39 @@ mod tests {
             lease_token: "0001000000000007".into(),
         };
         assert_eq!(lease_ref(lease(&lease_text).unwrap()), lease_text);
-        assert!(lease(&wire::LeaseRef { attempt: 0, ..lease_text.clone() }).is_err());
+        for attempt in [0, -2, i32::MAX] {
+            assert!(lease(&wire::LeaseRef { attempt, ..lease_text.clone() }).is_err(), "{attempt}");
+        }
         assert!(lease(&wire::LeaseRef { lease_token: "7".into(), ..lease_text }).is_err());
+    }
+
+    #[test]
+    fn an_assignment_carries_nothing_that_a_damaged_row_holds() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let sent = |trace_context: &str, timeout_ms| {
+            let dispatch = Dispatch {
+                trace_context: trace_context.into(),
+                timeout_ms: Some(timeout_ms),
+                ..crate::fixture::dispatch(7)
+            };
+            let sent = assignment(dispatch, 1, false);
+            (sent.traceparent, sent.timeout.map(|span| span.seconds))
+        };
+        assert_eq!(sent(good, 5000), (good.to_owned(), Some(5)));
+        assert_eq!(sent(&"x".repeat(300_000), -5), (String::new(), None));
+        assert_eq!(sent("A=1\0B=2", i64::MAX), (String::new(), None));
+    }
+
+    #[test]
+    fn a_moment_that_the_row_does_not_tell_is_told_by_the_id() {
+        let id = TaskId("0198c0de-0000-7000-8000-000000000001".parse().unwrap());
+        let by_id = created(id, None).unwrap();
+        assert_eq!((by_id.seconds, by_id.nanos), (1_755_582_431, 232_000_000));
+        for damaged in [0, -1, i64::MIN, i64::MAX] {
+            assert_eq!(created(id, Some(damaged)), Some(by_id), "{damaged}");
+        }
+        assert_eq!(created(id, Some(5_000_000)).unwrap().seconds, 5);
+        assert_eq!(created(TaskId(uuid::Uuid::from_u128(7)), Some(0)), None);
     }
 
     #[test]

@@ -82,6 +82,8 @@ struct State {
     ended: Option<Option<Status>>,
     /// The orchestrator reads too slowly for what it is to be told: nothing more gathers.
     overflowed: bool,
+    /// It has named an attempt that cannot be one, which is said once.
+    named_nonsense: bool,
     /// A list exchange has been asked for and has not been answered.
     asked_for_held: bool,
     /// Since when a write for this session may have been committed unseen; lists are compared until one comparison has read the
@@ -396,6 +398,21 @@ impl Session {
         drop(state);
         self.wake.notify_one();
         difference.missing
+    }
+
+    /// Answers names that cannot be an attempt's: whoever holds such a thing is told to drop it, so that it does not name it for ever.
+    pub(crate) fn refuse(&self, named: Vec<wire::LeaseRef>) {
+        let Some(first) = named.first() else { return };
+        let mut state = lock(&self.state);
+        if !std::mem::replace(&mut state.named_nonsense, true) {
+            tracing::warn!(
+                session = %self.id, task = first.task_id, attempt = first.attempt,
+                "an orchestrator names an attempt that cannot be one, and is told to drop it"
+            );
+        }
+        state.gather(|outbox| outbox.revoked.extend(named));
+        drop(state);
+        self.wake.notify_one();
     }
 
     /// Attempts that the orchestrator has not reported for too long (R1).

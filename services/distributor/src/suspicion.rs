@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use millrace_core::{foreign::Defect, id::TaskId};
 use millrace_store::Drift;
 
 /// The span over which a rise is measured.
@@ -30,6 +31,34 @@ pub(crate) struct Survey {
     pub(crate) drift: Vec<Drift>,
     /// Builds under suspicion.
     pub(crate) suspects: Vec<Suspect>,
+    /// Rows that the last whole pass over the live ones has left where they are; none before the first.
+    pub(crate) left: Option<Left>,
+}
+
+/// Live rows that this build cannot act on and leaves where they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Too new for this build.
+    pub(crate) too_new: u64,
+    /// Not readable, and held by a live session.
+    pub(crate) held: u64,
+    /// The first of them: the task, why, and whether it is too new.
+    pub(crate) examples: Vec<(TaskId, Defect, bool)>,
+    /// When the pass ended, in microseconds since 1970.
+    pub(crate) seen_us: i64,
+}
+
+/// Rows of which an example is kept.
+const EXAMPLES: usize = 20;
+
+impl Left {
+    /// Notes a row.
+    pub(crate) fn note(&mut self, task: TaskId, defect: Defect, too_new: bool) {
+        *(if too_new { &mut self.too_new } else { &mut self.held }) += 1;
+        if self.examples.len() < EXAMPLES {
+            self.examples.push((task, defect, too_new));
+        }
+    }
 }
 
 /// A build under suspicion.

@@ -138,6 +138,8 @@ pub fn reflection(
         let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(millrace_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // What the details of an error are, so that a client that knows only what it is told here can show them.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             .with_service_name(health::SERVICE);
         let others = services.iter().filter(|name| **name != health::SERVICE);
         others.fold(builder, |builder, name| builder.with_service_name(*name))

@@ -210,8 +210,11 @@ async fn reflection_lists_this_process_only_and_shows_the_public_contract() {
     let mut names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
     names.sort();
     assert_eq!(names, ["grpc.health.v1.Health", QUEUE]);
-    let symbol = MessageRequest::FileContainingSymbol(QUEUE.to_owned());
-    assert!(matches!(ask(symbol).await, MessageResponse::FileDescriptorResponse(_)));
+    // The details of errors too, or a client that knows only what it is told here shows them as bytes.
+    for symbol in [QUEUE, "google.rpc.ErrorInfo", "google.rpc.BadRequest", "google.rpc.RetryInfo"] {
+        let symbol = MessageRequest::FileContainingSymbol(symbol.to_owned());
+        assert!(matches!(ask(symbol).await, MessageResponse::FileDescriptorResponse(_)));
+    }
 }
 
 /// Waits until the listener is closed: each connect either fails or is answered by a reset, and the loop is driven by

@@ -287,9 +287,15 @@ impl Reader {
         foreign::judge(row, references, READER_RANGE.1, &|spec| (self.spec)(spec))
     }
 
-    /// What it makes of one that is set aside, once whoever held it holds it no more; its defect, if it cannot be released.
+    /// What it makes of one that is set aside, as it would be among the live ones again; its defect, if it cannot be released.
     pub(crate) fn refusal(&self, row: &Row, queue: bool) -> Option<Defect> {
-        match self.judge(row, References { queue, holder: Holder::Over }).verdict {
+        let mut row = row.clone();
+        if state_of(&row).is_some_and(|state| state == State::Queued || state.is_held()) {
+            // It joins its queue with the release, or ends, whatever stands there of an earlier time.
+            row.insert("state".into(), Value::Integer(State::Queued as i64));
+            row.insert("ready_at_us".into(), Value::Integer(0));
+        }
+        match self.judge(&row, References { queue, holder: Holder::Over }).verdict {
             Verdict::Readable => None,
             Verdict::TooNew(defect) | Verdict::Unreadable(defect) => Some(defect),
         }

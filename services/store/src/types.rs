@@ -447,6 +447,8 @@ pub enum CancelResult {
     Done(Box<TaskRow>),
     /// It had ended otherwise.
     Finished(Box<TaskRow>),
+    /// Only a later release may act on its row (R9). Nothing was changed.
+    TooNew(Defect),
     /// There is no such task.
     NotFound,
 }
@@ -460,6 +462,8 @@ pub enum RetryResult {
     WrongState(Box<TaskRow>),
     /// Its queue does not exist any more or takes no more tasks.
     QueueClosed(String),
+    /// Only a later release may act on its row (R9): this one would lose what it does not know of it. Nothing was changed.
+    TooNew(Defect),
     /// There is no such task.
     NotFound,
 }

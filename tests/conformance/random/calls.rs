@@ -181,6 +181,7 @@ impl Run {
                     Ok(match world.cancel(task, "a reason", key)? {
                         CancelResult::Done(row) => format!("done {}", row_text(&row)),
                         CancelResult::Finished(row) => format!("finished {}", row_text(&row)),
+                        CancelResult::TooNew(defect) => format!("too new: {}", defect.column),
                         CancelResult::NotFound => "not found".into(),
                     })
                 });
@@ -198,6 +199,7 @@ impl Run {
                         RetryResult::Done(row) => format!("done {}", row_text(&row)),
                         RetryResult::WrongState(row) => format!("wrong state {}", row_text(&row)),
                         RetryResult::QueueClosed(queue) => format!("closed {queue}"),
+                        RetryResult::TooNew(defect) => format!("too new: {}", defect.column),
                         RetryResult::NotFound => "not found".into(),
                     };
                     Ok((value, answer.repeated))

@@ -73,6 +73,30 @@ impl World {
         }
     }
 
+    /// Puts a node into a state that no release of this age knows.
+    pub(crate) fn damage_node(&self, node: NodeId) {
+        let id = match &self.backend {
+            Backend::Memory(store, _) => return store.damage_node(node, "state"),
+            Backend::Sqlite(_) => format!("x'{}'", node.0.simple()),
+            Backend::Postgres(_) => format!("'{node}'"),
+        };
+        self.sql(&format!("UPDATE nodes SET state = 77 WHERE id = {id}"));
+    }
+
+    /// Puts something into a pool's moment of creation that is none. A store that was open before has not seen the column otherwise, so it
+    /// is opened anew.
+    pub(crate) fn damage_pool(&mut self, pool: &str) {
+        match &self.backend {
+            Backend::Memory(store, _) => return store.damage_pool(pool, "created_at_us"),
+            Backend::Sqlite(_) => {}
+            Backend::Postgres(_) => {
+                self.sql("ALTER TABLE pools ALTER COLUMN created_at_us TYPE text");
+            }
+        }
+        self.sql(&format!("UPDATE pools SET created_at_us = 'long ago' WHERE name = '{pool}'"));
+        self.reopen(Reader::default());
+    }
+
     /// Gives the table of tasks a column of a later release.
     pub(crate) fn add_column(&self, column: &str) {
         self.sql(&format!("ALTER TABLE tasks ADD COLUMN {column} TEXT"));

@@ -3,14 +3,14 @@
 use std::fmt::Write;
 
 use millrace_core::{
-    foreign::{Row, Value, integer, text},
+    foreign::{MOMENT, Row, Value, integer, traceparent, within},
     id::TaskId,
 };
 use millrace_proto::{common::v1::TaskState, distributor::v1 as wire};
 use millrace_runtime::status::{Fault, Violations};
 use millrace_store::{QuarantineFilter, QuarantinedRow};
 
-use super::{cut, defect, task_id, timestamp};
+use super::{created, cut, defect, task_id, timestamp};
 use crate::spec;
 
 /// The longest value of a column that is shown whole.
@@ -21,17 +21,18 @@ const MAX_TASKS: usize = 1000;
 
 /// Writes a task that is set aside, with what can be read of it.
 pub(crate) fn set_aside(row: QuarantinedRow) -> wire::Task {
-    let moment = |column: &str| integer::<i64>(&row.row, column).ok().map(timestamp);
+    let moment = |column: &str| within::<i64>(&row.row, column, &MOMENT).ok();
     let number = |column: &str| integer::<i32>(&row.row, column).unwrap_or_default();
-    let (create_time, wake_time, expire_time) =
-        (moment("created_at_us"), moment("wake_at_us"), moment("expires_at_us"));
+    let create_time = created(row.task, moment("created_at_us"));
+    let (wake_time, expire_time) = (moment("wake_at_us").map(timestamp), moment("expires_at_us").map(timestamp));
     let (attempt, failures, losses) = (number("attempt"), number("failures"), number("losses"));
-    let traceparent = text(&row.row, "trace_context").unwrap_or_default();
+    let traceparent = traceparent(&row.row, "trace_context").unwrap_or_default();
     let (spec, left_out) = spec::shown(row.spec.unwrap_or_default());
     let ignored = left_out.into_iter().filter(|one| one.column != row.defect.column);
     wire::Task {
         id: row.task.to_string(),
         spec,
+        tenant: row.tenant.unwrap_or_default(),
         queue: row.queue.unwrap_or_default(),
         state: TaskState::Quarantined as i32,
         attempt,
@@ -141,13 +142,18 @@ mod tests {
     fn a_task_that_is_set_aside_shows_what_can_be_read_and_why() {
         let columns = [
             ("created_at_us", Value::Integer(i64::MAX)),
+            ("expires_at_us", Value::Integer(6_000_000)),
+            ("trace_context", Value::Text("x".repeat(100))),
             ("attempt", Value::Text("3".into())),
             ("failures", Value::Text("many".into())),
         ];
-        let task = set_aside(row(&columns));
+        let id = TaskId("0198c0de-0000-7000-8000-000000000001".parse().unwrap());
+        let task = set_aside(QuarantinedRow { task: id, tenant: Some("t2".into()), ..row(&columns) });
+        assert_eq!((task.tenant.as_str(), task.traceparent.as_str()), ("t2", ""));
         assert_eq!((task.state, task.attempt, task.failures, task.queue.as_str()), (10, 3, 0, "builds"));
         assert!(task.spec.is_empty() && task.ignored.is_empty(), "the defect says it");
-        assert_eq!(task.create_time.unwrap().to_string(), "9999-12-31T23:59:59.999999Z");
+        assert_eq!(task.create_time.unwrap().seconds, 1_755_582_431, "as its id tells");
+        assert_eq!(task.expire_time.unwrap().seconds, 6);
         let quarantine = task.quarantine.unwrap();
         assert_eq!(quarantine.since.unwrap().seconds, 5);
         assert_eq!(quarantine.defect.unwrap().column, "spec");

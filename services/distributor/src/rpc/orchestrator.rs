@@ -24,6 +24,7 @@ use uuid::Uuid;
 use super::Answers;
 use crate::{
     beats::Beat,
+    claims::assignable,
     convert, ends,
     ends::{End, Recorded},
     notices,
@@ -103,15 +104,20 @@ fn leave(shared: &Shared, session: &Session) {
 }
 
 /// Opens or resumes the session.
-async fn greet(shared: &Arc<Shared>, hello: wire::Hello) -> Result<(Arc<Session>, wire::Welcome), Status> {
-    let named: BTreeSet<LeaseRef> = hello.held.iter().map(convert::lease).collect::<Result<_, Fault>>()?;
+async fn greet(shared: &Arc<Shared>, mut hello: wire::Hello) -> Result<(Arc<Session>, wire::Welcome), Status> {
+    let (named, unreadable) = convert::leases(std::mem::take(&mut hello.held));
+    let named: BTreeSet<LeaseRef> = named.into_iter().collect();
     let (row, held) = match hello.session_id.as_str() {
         "" => (open(shared, &hello).await?, Vec::new()),
         id => resume(shared, convert::session_id(id, "session_id")?, hello.generation).await?,
     };
     let revoked: Vec<wire::LeaseRef> = {
         let known: BTreeSet<LeaseRef> = held.iter().map(|dispatch| dispatch.lease).collect();
-        named.difference(&known).copied().map(convert::lease_ref).collect()
+        if let Some(first) = unreadable.first() {
+            let (task, count) = (&first.task_id, unreadable.len());
+            tracing::warn!(session = %row.session.id, task, count, "an orchestrator holds attempts that cannot be any");
+        }
+        named.difference(&known).copied().map(convert::lease_ref).chain(unreadable).collect()
     };
     let entered =
         shared.sessions.enter(row.session.id, row.generation, row.session.name.clone(), row.session.queues.clone());
@@ -197,7 +203,7 @@ async fn resume(
         return Err(Fault::unavailable("fail point", Duration::ZERO).into());
     }
     match resumed {
-        Resumed::Yes { session, held } => Ok((session, held)),
+        Resumed::Yes { session, held } => Ok((session, assignable(shared, held))),
         Resumed::Gone => Err(notices::session_gone()),
     }
 }
@@ -231,7 +237,8 @@ async fn serve(shared: Arc<Shared>, session: Arc<Session>, mut inbound: Inbound)
     leave(&shared, &session);
 }
 
-/// Takes one message; false when it was the last.
+/// Takes one message; false when it was the last. Only what is no message of the protocol is an error, and ends the stream: an attempt
+/// that cannot be one must not take the others with it, now and after every resume.
 async fn take(shared: &Arc<Shared>, session: &Arc<Session>, message: Message) -> Result<bool, Fault> {
     match message {
         Message::Hello(_) => return Err(Fault::precondition("HELLO_TWICE", "a stream has one Hello")),
@@ -241,16 +248,21 @@ async fn take(shared: &Arc<Shared>, session: &Arc<Session>, message: Message) ->
             }
         }
         Message::Accepted(accepted) => {
-            let leases: Vec<LeaseRef> = accepted.leases.iter().map(convert::lease).collect::<Result<_, _>>()?;
+            let (leases, unreadable) = convert::leases(accepted.leases);
             session.accept(leases);
+            session.refuse(unreadable);
         }
         Message::Progress(progress) => {
-            let lease = convert::lease(&progress.lease.unwrap_or_default())?;
             if progress.chunks.iter().any(|chunk| chunk.data.len() > MAX_CHUNK) {
                 return Err(Fault::invalid("progress.chunks", "hold at most 64 KiB each"));
             }
-            if session.holds(lease) {
-                shared.outputs.push(lease.task, lease.attempt, progress.chunks);
+            let named = progress.lease.unwrap_or_default();
+            match convert::lease(&named) {
+                Ok(lease) if session.holds(lease) => {
+                    shared.outputs.push(lease.task, lease.attempt, progress.chunks);
+                }
+                Ok(_) => {}
+                Err(_) => session.refuse(vec![named]),
             }
         }
         Message::Completions(completions) => complete(shared, session, completions).await?,
@@ -262,7 +274,8 @@ async fn take(shared: &Arc<Shared>, session: &Arc<Session>, message: Message) ->
             }
         }
         Message::Held(held) => {
-            let leases: Vec<LeaseRef> = held.leases.iter().map(convert::lease).collect::<Result<_, _>>()?;
+            let (leases, unreadable) = convert::leases(held.leases);
+            session.refuse(unreadable);
             let (shared, session) = (shared.clone(), session.clone());
             tokio::spawn(async move { compare(&shared, &session, leases).await });
         }
@@ -312,6 +325,7 @@ pub(crate) async fn compare(shared: &Arc<Shared>, session: &Arc<Session>, theirs
     let (id, read_at) = (session.id, shared.now());
     match shared.write(move |store| store.held_by(id)).await {
         Ok(database) => {
+            let database = assignable(shared, database);
             let patience = shared.settings.accept_patience;
             let missing: BTreeSet<LeaseRef> =
                 session.reconcile(&database, &theirs, read_at, shared.now(), patience).into_iter().collect();
@@ -398,6 +412,65 @@ mod tests {
         leave(shared, &again);
         later();
         assert_eq!(shared.outputs.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_cannot_be_one_is_revoked_and_ends_no_stream() {
+        let replica = fixture::replica();
+        let shared = &replica.shared;
+        let (session, welcome) = greet(shared, hello(None)).await.unwrap();
+        session.assign(fixture::dispatch(7), Duration::ZERO);
+        let good = convert::lease_ref(fixture::dispatch(7).lease);
+        let bad = [
+            wire::LeaseRef { attempt: -2, ..good.clone() },
+            wire::LeaseRef { task_id: "seven".into(), ..good.clone() },
+            wire::LeaseRef { lease_token: String::new(), ..good.clone() },
+            wire::LeaseRef::default(),
+        ];
+        let next = async || {
+            let messages = session.next().await.unwrap().into_iter().map(Result::unwrap);
+            messages.filter_map(|one| one.message).collect::<Vec<_>>()
+        };
+        next().await;
+        let mixed = || bad.iter().cloned().chain([good.clone()]).collect::<Vec<_>>();
+        let progress = |lease: &wire::LeaseRef| {
+            let chunks = vec![wire_chunk(b"output")];
+            Message::Progress(wire::Progress { lease: Some(lease.clone()), chunks })
+        };
+        let completion = |lease: &wire::LeaseRef| wire::Completion { lease: Some(lease.clone()), outcome: None };
+        let completions = wire::Completions { completions: bad.iter().map(completion).collect() };
+        for message in [
+            Message::Accepted(wire::Accepted { leases: mixed() }),
+            progress(&bad[0]),
+            progress(&good),
+            Message::Held(wire::Held { leases: mixed() }),
+            Message::Completions(completions),
+        ] {
+            assert!(take(shared, &session, message).await.unwrap(), "the stream goes on");
+        }
+        assert_eq!(session.take_accepted(), [fixture::dispatch(7).lease], "its neighbour runs");
+        assert_eq!(shared.outputs.bytes(), 6);
+        let (mut revoked, mut results) = (Vec::new(), Vec::new());
+        for message in next().await {
+            match message {
+                wire::connect_orchestrator_response::Message::RevokeAttempts(told) => revoked.extend(told.leases),
+                wire::connect_orchestrator_response::Message::CompletionResults(told) => results.extend(told.results),
+                _ => {}
+            }
+        }
+        for bad in &bad {
+            assert!(revoked.contains(bad), "{bad:?}: {revoked:?}");
+        }
+        assert!(results.iter().all(|result| result.status == Report::Invalid as i32) && results.len() == bad.len());
+        // What it was told before this release is not what it resumes with for ever.
+        let resume = wire::Hello {
+            session_id: welcome.session_id,
+            generation: welcome.generation,
+            held: bad.to_vec(),
+            ..hello(None)
+        };
+        let (_, welcome) = greet(shared, resume).await.unwrap();
+        assert_eq!(welcome.revoked, bad);
     }
 
     fn wire_chunk(data: &'static [u8]) -> millrace_proto::common::v1::OutputChunk {

@@ -1,9 +1,11 @@
 //! Rows that are set aside: shown, repaired, released, discarded.
 
+use std::collections::BTreeSet;
+
 use millrace_core::{foreign::Value, id::TaskId};
 use millrace_proto::distributor::v1 as wire;
 use millrace_runtime::status::{Fault, Violations};
-use millrace_store::{Audit, QuarantineFilter, QuarantinePage, QuarantinedRow, Released, Repair, Repaired};
+use millrace_store::{Audit, QuarantineFilter, QuarantinePage, QuarantinedRow, Released, Repair, Repaired, Store};
 use prost::Message;
 use uuid::Uuid;
 
@@ -140,7 +142,8 @@ pub(super) async fn release(
     let mut sweep = Sweep::new(request.filter.clone(), request.page_size, &request.page_token)?;
     let detail = format!("request_id={}", request.request_id);
     let audit = Audit { action: "ReleaseQuarantinedRows".into(), subject: String::new(), detail };
-    let mut answer = wire::ReleaseQuarantinedRowsResponse::default();
+    let not_found = not_found(shared, &sweep.filter, &request.page_token).await?;
+    let mut answer = wire::ReleaseQuarantinedRowsResponse { not_found, ..Default::default() };
     while let Some(part) = sweep.next(shared).await? {
         answer.matched += part.len() as i32;
         if request.dry_run || part.is_empty() {
@@ -191,7 +194,8 @@ pub(super) async fn discard(
     let mut sweep = Sweep::new(request.filter.clone(), request.page_size, &request.page_token)?;
     let detail = format!("{reason} request_id={}", request.request_id);
     let audit = Audit { action: "DiscardQuarantinedRows".into(), subject: String::new(), detail };
-    let mut answer = wire::DiscardQuarantinedRowsResponse::default();
+    let not_found = not_found(shared, &sweep.filter, &request.page_token).await?;
+    let mut answer = wire::DiscardQuarantinedRowsResponse { not_found, ..Default::default() };
     while let Some(part) = sweep.next(shared).await? {
         answer.matched += part.len() as i32;
         if request.dry_run || part.is_empty() {
@@ -208,6 +212,18 @@ pub(super) async fn discard(
         shared.answered.keep(key, &request, &answer, shared.now());
     }
     Ok(answer)
+}
+
+/// How many of the tasks that a filter names are not set aside. Told with the first page, of all of them.
+async fn not_found(shared: &Shared, filter: &QuarantineFilter, page_token: &str) -> Result<i32, Fault> {
+    if filter.tasks.is_empty() || !page_token.is_empty() {
+        return Ok(0);
+    }
+    let named: BTreeSet<TaskId> = filter.tasks.iter().copied().collect();
+    let missing = move |store: &dyn Store| {
+        named.iter().try_fold(0, |missing, id| Ok(missing + i32::from(!store.is_quarantined(*id)?)))
+    };
+    shared.read(missing).await
 }
 
 /// A walk over the rows that match, a part at a time, up to the size of a page.

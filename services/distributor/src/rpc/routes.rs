@@ -46,7 +46,9 @@ pub(super) async fn set(shared: &Shared, request: wire::SetRouteRequest) -> Resu
     let result = shared
         .write(move |store| {
             let result = store.set_route(&stored, key)?;
-            store.audit(&audit)?;
+            if result == RouteResult::Done {
+                store.audit(&audit)?;
+            }
             Ok(result)
         })
         .await?;
@@ -76,7 +78,9 @@ pub(super) async fn delete(
     let result = shared
         .write(move |store| {
             let result = store.delete_route(&deleted, key)?;
-            store.audit(&audit)?;
+            if result == RouteResult::Done {
+                store.audit(&audit)?;
+            }
             Ok(result)
         })
         .await?;

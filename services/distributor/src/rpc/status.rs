@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use millrace_core::served::TickRule;
+use millrace_core::{foreign::Defect, id::TaskId, served::TickRule};
 use millrace_proto::distributor::v1 as wire;
 use millrace_runtime::status::Fault;
 use millrace_store::{Drift, MemberKind, MemberRow, OwnerRow, SessionRow};
@@ -10,7 +10,7 @@ use millrace_store::{Drift, MemberKind, MemberRow, OwnerRow, SessionRow};
 use crate::{
     convert,
     shared::{Shared, lock},
-    suspicion::Suspect,
+    suspicion::{Left, Suspect},
 };
 
 const SESSIONS: i64 = 1000;
@@ -26,9 +26,10 @@ pub(super) async fn get(shared: &Shared) -> Result<wire::GetStatusResponse, Faul
 
 async fn look(shared: &Shared) -> Result<wire::GetStatusResponse, Fault> {
     let (build, replica_id) = (shared.context.build.clone(), shared.id().to_string());
-    let (drift, suspects) = {
+    let (drift, suspects, left) = {
         let survey = lock(&shared.survey);
-        (survey.drift.iter().map(drifted).collect(), survey.suspects.iter().map(suspect).collect())
+        let (drift, suspects) = (survey.drift.iter().map(drifted), survey.suspects.iter().map(suspect));
+        (drift.collect(), suspects.collect(), survey.left.as_ref().map(left_rows))
     };
     shared
         .read(move |store| {
@@ -47,9 +48,25 @@ async fn look(shared: &Shared) -> Result<wire::GetStatusResponse, Fault> {
                 quarantined: store.quarantined()?,
                 drift,
                 suspects,
+                left,
             })
         })
         .await
+}
+
+fn left_rows(left: &Left) -> wire::LeftRows {
+    let count = |rows: u64| i64::try_from(rows).unwrap_or(i64::MAX);
+    let example = |(task, defect, too_new): &(TaskId, Defect, bool)| wire::LeftRow {
+        task_id: task.to_string(),
+        defect: Some(convert::defect(defect.clone())),
+        too_new: *too_new,
+    };
+    wire::LeftRows {
+        too_new: count(left.too_new),
+        held: count(left.held),
+        examples: left.examples.iter().map(example).collect(),
+        seen_time: Some(convert::timestamp(left.seen_us)),
+    }
 }
 
 fn drifted(drift: &Drift) -> wire::ColumnDrift {

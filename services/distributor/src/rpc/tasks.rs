@@ -1,6 +1,9 @@
 //! Submit, read, cancel and retry tasks.
 
-use millrace_core::id::TaskId;
+use millrace_core::{
+    foreign::{Defect, LAST_ATTEMPT},
+    id::TaskId,
+};
 use millrace_proto::distributor::v1 as wire;
 use millrace_queue::request_key;
 use millrace_runtime::status::{Fault, Violation};
@@ -8,7 +11,7 @@ use millrace_store::{Audit, CancelResult, RetryResult, Store, StoreError, TaskRo
 use tonic::Request;
 use uuid::Uuid;
 
-use crate::{convert, quarantine::Seen, shared::Shared, submit};
+use crate::{convert, quarantine::Seen, shared::Shared, spec, submit};
 
 const MAX_BATCH: usize = 10_000;
 pub(super) const MAX_REASON: usize = 1024;
@@ -129,7 +132,10 @@ pub(super) async fn cancel(
                 return Ok(None);
             }
             let result = store.cancel(id, &reason, key)?;
-            store.audit(&audit)?;
+            // What was refused was not done, and the trail tells what was.
+            if matches!(result, CancelResult::Done(_)) {
+                store.audit(&audit)?;
+            }
             Ok(Some(result))
         })
         .await?;
@@ -142,8 +148,14 @@ pub(super) async fn cancel(
         CancelResult::Finished(row) => {
             Err(Fault::precondition("ALREADY_FINISHED", format!("task {id} has already ended as {}", row.state)))
         }
+        CancelResult::TooNew(defect) => Err(too_new(id, &defect)),
         CancelResult::NotFound => Err(absent(shared, id).await),
     }
+}
+
+fn too_new(id: TaskId, defect: &Defect) -> Fault {
+    let message = format!("only a later release may act on task {id} ({defect}); ask a replica of that release");
+    Fault::precondition("TOO_NEW", message)
 }
 
 /// Tells the orchestrator at once when its stream is here; elsewhere its next heartbeat brings it (R13).
@@ -164,8 +176,13 @@ pub(super) async fn retry(shared: &Shared, request: wire::RetryTaskRequest) -> R
             if reused(store, key, id)? {
                 return Ok(None);
             }
+            if let Some(defect) = unfit_to_run(store, key, id)? {
+                return Err(StoreError::Unreadable(defect));
+            }
             let result = store.retry(id, key)?;
-            store.audit(&audit)?;
+            if matches!(result.value, RetryResult::Done(_)) && !result.repeated {
+                store.audit(&audit)?;
+            }
             Ok(Some(result))
         })
         .await?;
@@ -193,8 +210,25 @@ pub(super) async fn retry(shared: &Shared, request: wire::RetryTaskRequest) -> R
             Err(Fault::precondition("NOT_FINISHED", format!("task {id} has not ended: it is {}", row.state)))
         }
         RetryResult::QueueClosed(queue) => Err(crate::routing::queue_closed(&queue)),
+        RetryResult::TooNew(defect) => Err(too_new(id, &defect)),
         RetryResult::NotFound => Err(absent(shared, id).await),
     }
+}
+
+/// What would have a task set aside as soon as it were queued again: a discard from quarantine, say, has ended it with what could be
+/// read. A retry that was made before is not judged again.
+fn unfit_to_run(store: &dyn Store, key: Option<Uuid>, id: TaskId) -> Result<Option<Defect>, StoreError> {
+    if key.map(|key| store.request(key)).transpose()?.flatten().is_some() {
+        return Ok(None);
+    }
+    let Some(task) = store.task(id)?.filter(|task| task.state.is_terminal()) else { return Ok(None) };
+    let empty = |column: &str, text: &str| text.is_empty().then(|| Defect::new(column, "is empty"));
+    let attempt = || {
+        let error = format!("holds {}, not {}", task.attempt, LAST_ATTEMPT.expected);
+        (!LAST_ATTEMPT.hold(task.attempt)).then(|| Defect::new("attempt", error))
+    };
+    let envelope = empty("tenant", &task.envelope.tenant).or_else(|| empty("queue", &task.envelope.queue));
+    Ok(envelope.or_else(attempt).or_else(|| spec::read_foreign(&task.spec).defect))
 }
 
 /// Whether the key was used for another task (R11).
@@ -217,10 +251,74 @@ pub(super) fn key(method: &str, request_id: &str) -> Result<Option<Uuid>, Fault>
 
 #[cfg(test)]
 mod tests {
+    use millrace_core::foreign::Value;
     use millrace_proto::common::v1::TaskState;
 
     use super::*;
     use crate::fixture;
+
+    fn audited(replica: &fixture::Replica) -> Vec<String> {
+        replica.store.audited().into_iter().map(|entry| format!("{} {}", entry.action, entry.subject)).collect()
+    }
+
+    #[tokio::test]
+    async fn the_trail_tells_what_was_done_and_nothing_that_was_refused() {
+        let replica = fixture::replica();
+        let (shared, waits, aside) = (&replica.shared, replica.submit(1), replica.submit(2));
+        replica.store.quarantine(aside);
+        let cancel_it = |id: TaskId| wire::CancelTaskRequest { id: id.to_string(), ..Default::default() };
+        let retry_it = |id: TaskId| wire::RetryTaskRequest { id: id.to_string(), ..Default::default() };
+        let nobody = TaskId(Uuid::from_u128(9));
+        for id in [aside, nobody] {
+            cancel(shared, cancel_it(id)).await.unwrap_err();
+            retry(shared, retry_it(id)).await.unwrap_err();
+        }
+        retry(shared, retry_it(waits)).await.unwrap_err();
+        assert_eq!(audited(&replica), [] as [String; 0]);
+        cancel(shared, cancel_it(waits)).await.unwrap();
+        let once = wire::RetryTaskRequest { request_id: "once".into(), ..retry_it(waits) };
+        retry(shared, once.clone()).await.unwrap();
+        retry(shared, once).await.unwrap();
+        assert_eq!(audited(&replica), [format!("CancelTask {waits}"), format!("RetryTask {waits}")]);
+    }
+
+    #[tokio::test]
+    async fn r9_a_task_that_is_too_new_is_left_to_a_later_release() {
+        let replica = fixture::replica();
+        for (number, column, value) in [(1, "min_reader", 2), (2, "state", 77)] {
+            let task = replica.submit(number);
+            replica.store.damage(task, column, Value::Integer(value));
+            let request = wire::CancelTaskRequest { id: task.to_string(), ..Default::default() };
+            let fault = cancel(&replica.shared, request).await.unwrap_err();
+            assert_eq!((fault.code, fault.reason.as_ref()), (tonic::Code::FailedPrecondition, "TOO_NEW"));
+            assert!(fault.message.contains(column), "{fault}");
+        }
+        assert_eq!(audited(&replica), [] as [String; 0]);
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_run_is_not_queued_again() {
+        let replica = fixture::replica();
+        let shared = &replica.shared;
+        let audit = Audit { action: "test".into(), subject: String::new(), detail: String::new() };
+        let discarded = |number, column: &str, value: Value| {
+            let task = replica.submit(number);
+            replica.store.damage(task, column, value);
+            // Whatever was wrong with it: what is left of it is judged, not why it was set aside.
+            replica.store.quarantine(task);
+            assert_eq!(replica.store.discard(&[task], "of a test", &audit).unwrap(), [task]);
+            task
+        };
+        let request = |task: TaskId| wire::RetryTaskRequest { id: task.to_string(), ..Default::default() };
+        let cut = discarded(1, "spec", Value::Bytes(vec![0x3A, 0xFF]));
+        let fault = retry(shared, request(cut)).await.unwrap_err();
+        assert_eq!((fault.code, fault.reason.as_ref()), (tonic::Code::FailedPrecondition, "ROW_UNREADABLE"));
+        assert!(replica.store.task(cut).unwrap().unwrap().state.is_terminal(), "nothing was changed");
+        let nobody_s = discarded(2, "tenant", Value::Text(String::new()));
+        assert!(retry(shared, request(nobody_s)).await.unwrap_err().message.contains("tenant"));
+        let sound = discarded(3, "attempt", Value::Integer(0));
+        assert_eq!(retry(shared, request(sound)).await.unwrap().task.unwrap().state, TaskState::Queued as i32);
+    }
 
     #[tokio::test]
     async fn a_task_that_is_set_aside_is_found_and_cannot_be_steered() {

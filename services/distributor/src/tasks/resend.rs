@@ -6,7 +6,7 @@ use millrace_core::held::LeaseRef;
 use millrace_runtime::{background, status::Fault};
 use millrace_store::Dispatch;
 
-use crate::shared::Shared;
+use crate::{claims::assignable, shared::Shared};
 
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -28,7 +28,8 @@ async fn step(shared: Arc<Shared>) -> Result<(), Fault> {
         }
         let id = session.id;
         let held = shared.blocking(move |store| store.held_by(id)).await?;
-        let again: Vec<Dispatch> = held.into_iter().filter(|dispatch| overdue.contains(&dispatch.lease)).collect();
+        let again: Vec<Dispatch> =
+            assignable(&shared, held).into_iter().filter(|dispatch| overdue.contains(&dispatch.lease)).collect();
         if !again.is_empty() {
             shared.metrics.resent.inc_by(again.len() as u64);
             tracing::info!(session = %id, attempts = again.len(), "unreported attempts are sent again");

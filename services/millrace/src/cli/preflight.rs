@@ -176,7 +176,7 @@ impl Report {
         if self.schema.is_some() {
             return Ok(());
         }
-        let mut table = output::table(&["ROWS", "READ", "TOO NEW", "UNREADABLE"]);
+        let mut table = output::table(&["ROWS", "LOOKED AT", "TOO NEW", "UNREADABLE"]);
         for (name, findings) in [("live", &self.live), ("finished, a sample", &self.finished)] {
             let counts = [findings.rows, findings.too_new, findings.unreadable].map(|count| count.to_string());
             table.add_row([&[name.to_owned()], &counts[..]].concat());

@@ -103,6 +103,11 @@ impl QuarantineService for Fake {
         let (rows, next_page_token) = page(&rows, request.filter.clone(), &request.page_token);
         let matched = rows.len() as i32;
         self.quarantine.discards.lock().unwrap().push(request);
-        Ok(Response::new(DiscardQuarantinedRowsResponse { matched, discarded: matched, next_page_token }))
+        Ok(Response::new(DiscardQuarantinedRowsResponse {
+            matched,
+            discarded: matched,
+            next_page_token,
+            ..Default::default()
+        }))
     }
 }

@@ -36,6 +36,9 @@ impl Model {
         if !waits_there || task.has_expired(now) || !task.is_readable() {
             return Ok(Claimed::Stale);
         }
+        // The claim writes it, so what stands there is nothing to anybody.
+        self.rewritten(claim.task, &["ready_at_us"]);
+        let Some(task) = self.tasks.get(&claim.task) else { return Ok(Claimed::Stale) };
         if !self.can_run(foreign, reader, task) {
             self.examine(now, reader, claim.task);
             return Ok(Claimed::Stale);

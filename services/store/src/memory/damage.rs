@@ -55,6 +55,16 @@ impl Model {
         raw(task, self.damage.get(&task.envelope.id))
     }
 
+    /// Why only a later release may act on a task, if so.
+    pub(super) fn too_new(&self, id: TaskId) -> Option<Defect> {
+        let task = self.tasks.get(&id).or_else(|| self.finished.get(&id).map(|finished| &finished.task))?;
+        let later = || match self.readable(task) {
+            Readable::Later(defect) => Some(defect),
+            Readable::Yes | Readable::No(_) => None,
+        };
+        foreign::reader_defect(task.envelope.min_reader, millrace_core::READER_RANGE.1).or_else(later)
+    }
+
     /// How a live task's row reads, its spec and what it refers to aside.
     pub(super) fn readable(&self, task: &Task) -> Readable {
         if !self.damage.contains_key(&task.envelope.id) {
@@ -176,6 +186,11 @@ pub(super) fn apply(task: &mut Task, row: &Row, column: &str) {
         Some(Value::Null) => Ok(None),
         _ => foreign::integer::<i64>(row, column).map(Some),
     };
+    let maybe_within = |column: &str, bounds| match row.get(column) {
+        Some(Value::Null) => Ok(None),
+        _ => foreign::within::<i64>(row, column, bounds).map(Some),
+    };
+    let count = |column: &str| foreign::within(row, column, &foreign::COUNT).unwrap_or_default();
     let envelope = &mut task.envelope;
     match column {
         "tenant" => set(&mut envelope.tenant, foreign::text(row, column)),
@@ -189,8 +204,8 @@ pub(super) fn apply(task: &mut Task, row: &Row, column: &str) {
         "resource_class" => envelope.resource_class = foreign::text(row, column).unwrap_or_default(),
         "concurrency_key" => set(&mut envelope.concurrency_key, foreign::text(row, column)),
         "exclusive" => envelope.exclusive = foreign::boolean(row, column).unwrap_or_default(),
-        "timeout_ms" => envelope.timeout_ms = maybe(column).unwrap_or_default(),
-        "attempt" => set(&mut task.attempt, foreign::integer(row, column)),
+        "timeout_ms" => envelope.timeout_ms = maybe_within(column, &foreign::TIMEOUT_MS).unwrap_or_default(),
+        "attempt" => set(&mut task.attempt, foreign::within(row, column, foreign::attempt_in(task.state))),
         "token" => set(&mut task.token, maybe(column).map(|token| token.map(Token))),
         "session_id" => {
             let session = match row.get(column) {
@@ -199,16 +214,16 @@ pub(super) fn apply(task: &mut Task, row: &Row, column: &str) {
             };
             set(&mut task.session, session);
         }
-        "failures" => task.failures = foreign::integer(row, column).unwrap_or_default(),
-        "losses" => task.losses = foreign::integer(row, column).unwrap_or_default(),
-        "unsupported" => task.unsupported = foreign::integer(row, column).unwrap_or_default(),
-        "created_at_us" => task.created_at_us = foreign::integer(row, column).unwrap_or_default(),
-        "ready_at_us" => set(&mut task.ready_at_us, maybe(column)),
-        "wake_at_us" => set(&mut task.wake_at_us, maybe(column)),
+        "failures" => task.failures = count(column),
+        "losses" => task.losses = count(column),
+        "unsupported" => task.unsupported = count(column),
+        "created_at_us" => task.created_at_us = foreign::within(row, column, &foreign::MOMENT).unwrap_or_default(),
+        "ready_at_us" => set(&mut task.ready_at_us, maybe_within(column, &foreign::MOMENT)),
+        "wake_at_us" => set(&mut task.wake_at_us, maybe_within(column, &foreign::MOMENT)),
         "expires_at_us" => task.expires_at_us = maybe(column).unwrap_or_default(),
-        "dispatched_at_us" => task.dispatched_at_us = maybe(column).unwrap_or_default(),
-        "started_at_us" => task.started_at_us = maybe(column).unwrap_or_default(),
-        "trace_context" => envelope.trace_context = foreign::text(row, column).unwrap_or_default(),
+        "dispatched_at_us" => task.dispatched_at_us = maybe_within(column, &foreign::MOMENT).unwrap_or_default(),
+        "started_at_us" => task.started_at_us = maybe_within(column, &foreign::MOMENT).unwrap_or_default(),
+        "trace_context" => envelope.trace_context = foreign::traceparent(row, column).unwrap_or_default(),
         "format" => envelope.format = foreign::integer(row, column).unwrap_or_default(),
         "min_reader" => set(&mut envelope.min_reader, foreign::integer(row, column)),
         "spec" => set(&mut task.spec, foreign::bytes(row, column).map(<[u8]>::to_vec)),

@@ -15,7 +15,7 @@ use millrace_core::{
 };
 use uuid::Uuid;
 
-use super::quarantine::Aside;
+use super::{fleet::Books, quarantine::Aside};
 use crate::{COUNT_BOUND, Result, StoreError, types::*};
 
 /// The queue that a new database has.
@@ -46,6 +46,8 @@ pub struct Model {
     pub(super) routes: BTreeMap<String, Route>,
     pub(super) quarantined: BTreeMap<TaskId, Aside>,
     pub(super) audit: Vec<(i64, Audit)>,
+    /// Pools and nodes.
+    pub(super) books: Books,
 }
 
 /// A live task, or what a finished one was.
@@ -170,6 +172,7 @@ impl Model {
             routes: BTreeMap::from([(route.name.clone(), route)]),
             quarantined: BTreeMap::new(),
             audit: Vec::new(),
+            books: Books::default(),
         }
     }
 
@@ -267,6 +270,7 @@ impl Model {
         let rules = self.tasks.iter().flat_map(|(id, task)| self.live_rules(id, task));
         let rules = rules.chain(self.finished.iter().flat_map(|(id, row)| self.finished_rules(id, row)));
         let rules = rules.chain(self.queues.iter().flat_map(|(name, queue)| self.queue_rules(name, queue)));
+        let rules = rules.chain(self.books.rules());
         for (holds, subject, rule) in rules {
             if !holds {
                 return Err(format!("{subject} breaks the rule: {rule}"));

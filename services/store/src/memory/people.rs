@@ -105,6 +105,7 @@ impl Model {
         let value = match self.row(id) {
             None => RetryResult::NotFound,
             Some(row) if repeated => RetryResult::Done(Box::new(row)),
+            Some(_) if let Some(defect) = self.too_new(id) => RetryResult::TooNew(defect),
             Some(row) => match row.state.next(Event::Retry) {
                 Err(_) => RetryResult::WrongState(Box::new(row)),
                 Ok(_) if !self.takes_tasks(&row.envelope.queue) => RetryResult::QueueClosed(row.envelope.queue),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use diesel::prelude::*;
 use millrace_core::{
     READER_RANGE,
-    foreign::Defect,
+    foreign::{Defect, TIMEOUT_MS, attempt_in},
     held::LeaseRef,
     id::SessionId,
     task::{Event, State},
@@ -148,15 +148,18 @@ impl<'a> Claims<'a> {
 
     fn decide(&self, row: &mut Columns, claim: &Claim) -> Result<Candidate, BadColumn> {
         let task = row.task_id("id")?;
-        let attempt = row.narrow("attempt")?;
+        let attempt: i32 = row.narrow("attempt")?;
         // While a task waits, what stands there of an earlier time is nothing to anybody.
         let token = row.optional_token("token").ok().flatten();
         let (queue, spec) = (row.text("queue")?, row.blob("spec")?);
-        let timeout_ms = row.spare(|row| row.optional_integer("timeout_ms"));
-        let trace_context = row.spare(|row| row.text("trace_context"));
+        let timeout_ms = row.spare(|row| row.optional_within("timeout_ms", &TIMEOUT_MS));
+        let trace_context = row.spare(|row| row.traceparent("trace_context"));
         let dispatched_at_us = row.optional_integer("dispatched_at_us").ok().flatten().unwrap_or(self.now);
         let readable = row.narrow::<i16>("min_reader")? <= READER_RANGE.1;
         let state = row.state("state")?;
+        if !attempt_in(state).hold(attempt) {
+            return Err(BadColumn::outside("attempt", attempt_in(state), attempt));
+        }
         let session = row.optional_session_id("session_id").ok().flatten();
         let expires_at_us = row.spare(|row| row.optional_integer("expires_at_us"));
         row.text("tenant")?;

@@ -15,6 +15,7 @@ mod complete;
 mod connection;
 mod counts;
 mod failure;
+mod fleet;
 mod foreign;
 mod moves;
 mod owners;

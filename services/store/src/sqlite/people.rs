@@ -5,6 +5,8 @@ use std::ops::ControlFlow;
 
 use diesel::prelude::*;
 use millrace_core::{
+    READER_RANGE,
+    foreign::{Defect, reader_defect},
     id::{SessionId, TaskId},
     retry::OutcomeKind,
     task::{Event, State},
@@ -20,6 +22,7 @@ use super::{
     rows,
     schema::{Key, attempts, finished_tasks, sessions, tasks},
     statement::sql,
+    values::Columns,
     waiting::{count_lane, each_lane, never_ran},
 };
 use crate::{
@@ -158,8 +161,12 @@ pub(super) fn cancel(
     reason: &str,
     request: Option<Uuid>,
 ) -> Outcome<CancelResult> {
+    let repeated = repeated(connection, request)?;
+    if !repeated && let Some(defect) = too_new(connection, id)? {
+        return Ok(CancelResult::TooNew(defect));
+    }
     let Some(before) = task(connection, foreign, id)? else { return Ok(CancelResult::NotFound) };
-    if repeated(connection, request)? {
+    if repeated {
         return Ok(CancelResult::Done(Box::new(before)));
     }
     let Ok(state) = before.state.next(Event::Cancel) else {
@@ -175,6 +182,22 @@ pub(super) fn cancel(
     }
     remember(connection, now, request, Some(id))?;
     Ok(task(connection, foreign, id)?.map_or(CancelResult::NotFound, |after| CancelResult::Done(Box::new(after))))
+}
+
+/// Why only a later release may act on the task, if so. Looked at before its other columns, which may mean anything then.
+fn too_new(connection: &mut SqliteConnection, id: TaskId) -> Outcome<Option<Defect>> {
+    let judge = |row: &mut Columns| {
+        let reader = reader_defect(row.narrow("min_reader")?, READER_RANGE.1);
+        Ok(reader.or_else(|| row.state("state").err().filter(|bad| bad.later).map(|bad| bad.defect())))
+    };
+    let live = tasks::table.filter(tasks::id.eq(Key(id.0))).select((tasks::min_reader, tasks::state));
+    if let Some(found) = good_row(connection, live, judge)? {
+        return Ok(found);
+    }
+    let finished = finished_tasks::table
+        .filter(finished_tasks::id.eq(Key(id.0)))
+        .select((finished_tasks::min_reader, finished_tasks::state));
+    Ok(good_row(connection, finished, judge)?.flatten())
 }
 
 pub(super) fn retry(
@@ -197,6 +220,9 @@ fn retry_once(
     request: Option<Uuid>,
     repeated: bool,
 ) -> Outcome<RetryResult> {
+    if !repeated && let Some(defect) = too_new(connection, id)? {
+        return Ok(RetryResult::TooNew(defect));
+    }
     let Some(before) = task(connection, foreign, id)? else { return Ok(RetryResult::NotFound) };
     if repeated {
         return Ok(RetryResult::Done(Box::new(before)));

@@ -347,10 +347,12 @@ pub(super) fn discard(
 fn end(connection: &mut SqliteConnection, now: i64, aside: &Aside, message: &str) -> Outcome<()> {
     let row = row_of(&aside.cells);
     let text = |name: &str| foreign::text(&row, name).unwrap_or_default();
-    let number = |name: &str| i64::from(foreign::integer::<i32>(&row, name).unwrap_or_default());
-    let moment = |name: &str| foreign::integer::<i64>(&row, name).ok();
-    let [tenant, queue, executor, resource_class, concurrency_key, trace_context] =
-        ["tenant", "queue", "executor", "resource_class", "concurrency_key", "trace_context"].map(text);
+    let rank = i64::from(foreign::integer::<i32>(&row, "rank").unwrap_or_default());
+    let count = |name: &str| foreign::within::<i64>(&row, name, &foreign::COUNT).unwrap_or_default();
+    let moment = |name: &str| foreign::within::<i64>(&row, name, &foreign::MOMENT).ok();
+    let trace_context = foreign::traceparent(&row, "trace_context").unwrap_or_default();
+    let [tenant, queue, executor, resource_class, concurrency_key] =
+        ["tenant", "queue", "executor", "resource_class", "concurrency_key"].map(text);
     sql("INSERT INTO finished_tasks (slot, finished_at_us, state, outcome, message, output_tail, output_bytes, id, tenant, \
              queue, rank, executor, resource_class, concurrency_key, exclusive, timeout_ms, attempt, failures, losses, \
              unsupported, created_at_us, expires_at_us, dispatched_at_us, started_at_us, trace_context, format, \
@@ -366,17 +368,17 @@ fn end(connection: &mut SqliteConnection, now: i64, aside: &Aside, message: &str
     .uuid(&aside.shown.task.0)
     .text(tenant.as_str())
     .text(queue.as_str())
-    .integer(number("rank"))
+    .integer(rank)
     .text(executor.as_str())
     .text(resource_class.as_str())
     .text(concurrency_key.as_str())
     .integer(i64::from(foreign::boolean(&row, "exclusive").unwrap_or_default()))
-    .integer(moment("timeout_ms"))
-    .integer(number("attempt"))
-    .integer(number("failures"))
-    .integer(number("losses"))
-    .integer(number("unsupported"))
-    .integer(moment("created_at_us").unwrap_or(now))
+    .integer(foreign::within::<i64>(&row, "timeout_ms", &foreign::TIMEOUT_MS).ok())
+    .integer(count("attempt"))
+    .integer(count("failures"))
+    .integer(count("losses"))
+    .integer(count("unsupported"))
+    .integer(moment("created_at_us").unwrap_or_default())
     .integer(moment("expires_at_us"))
     .integer(moment("dispatched_at_us"))
     .integer(moment("started_at_us"))

@@ -1,6 +1,9 @@
 //! What rows are read as. Each list of columns stands beside the function that takes them in the same order.
 
-use millrace_core::held::LeaseRef;
+use millrace_core::{
+    foreign::{COUNT, HELD_ATTEMPT, MOMENT, TIMEOUT_MS, attempt_in},
+    held::LeaseRef,
+};
 
 use super::{
     schema::{attempts, finished_tasks, queue_gates, queues, sessions, tasks},
@@ -31,8 +34,8 @@ columns! {
 /// A live task, without the names of its orchestrator and replica.
 pub(super) fn live_task(row: &mut Columns) -> Decoded<TaskRow> {
     let mut task = task(row)?;
-    task.ready_at_us = row.optional_integer("ready_at_us")?;
-    task.wake_at_us = row.optional_integer("wake_at_us")?;
+    task.ready_at_us = row.optional_within("ready_at_us", &MOMENT)?;
+    task.wake_at_us = row.optional_within("wake_at_us", &MOMENT)?;
     task.ignored = row.ignored().to_vec();
     Ok(task)
 }
@@ -57,34 +60,41 @@ pub(super) fn finished_task(row: &mut Columns) -> Decoded<TaskRow> {
 }
 
 fn task(row: &mut Columns) -> Decoded<TaskRow> {
+    let envelope = Envelope {
+        id: row.task_id("id")?,
+        tenant: row.text("tenant")?,
+        queue: row.text("queue")?,
+        rank: row.narrow("rank")?,
+        executor: row.spare(|row| row.text("executor")),
+        resource_class: row.spare(|row| row.text("resource_class")),
+        concurrency_key: row.text("concurrency_key")?,
+        exclusive: row.spare(|row| row.boolean("exclusive")),
+        timeout_ms: row.spare(|row| row.optional_within("timeout_ms", &TIMEOUT_MS)),
+        trace_context: row.spare(|row| row.traceparent("trace_context")),
+        format: row.spare(|row| row.narrow("format")),
+        min_reader: row.narrow("min_reader")?,
+    };
+    let (spec, state) = (row.blob("spec")?, row.state("state")?);
+    let attempt = match state.is_terminal() {
+        // Nothing acts on it any more: it is shown as it is.
+        true => row.narrow("attempt")?,
+        false => row.within("attempt", attempt_in(state))?,
+    };
     Ok(TaskRow {
-        envelope: Envelope {
-            id: row.task_id("id")?,
-            tenant: row.text("tenant")?,
-            queue: row.text("queue")?,
-            rank: row.narrow("rank")?,
-            executor: row.spare(|row| row.text("executor")),
-            resource_class: row.spare(|row| row.text("resource_class")),
-            concurrency_key: row.text("concurrency_key")?,
-            exclusive: row.spare(|row| row.boolean("exclusive")),
-            timeout_ms: row.spare(|row| row.optional_integer("timeout_ms")),
-            trace_context: row.spare(|row| row.text("trace_context")),
-            format: row.spare(|row| row.narrow("format")),
-            min_reader: row.narrow("min_reader")?,
-        },
-        spec: row.blob("spec")?,
-        state: row.state("state")?,
-        attempt: row.narrow("attempt")?,
+        envelope,
+        spec,
+        state,
+        attempt,
         token: row.optional_token("token")?,
         session: row.optional_session_id("session_id")?,
         orchestrator: String::new(),
         replica: String::new(),
-        failures: row.spare(|row| row.narrow("failures")),
-        losses: row.spare(|row| row.narrow("losses")),
-        created_at_us: row.spare(|row| row.integer("created_at_us")),
+        failures: row.spare(|row| row.within("failures", &COUNT)),
+        losses: row.spare(|row| row.within("losses", &COUNT)),
+        created_at_us: row.spare(|row| row.within("created_at_us", &MOMENT)),
         expires_at_us: row.spare(|row| row.optional_integer("expires_at_us")),
-        dispatched_at_us: row.spare(|row| row.optional_integer("dispatched_at_us")),
-        started_at_us: row.spare(|row| row.optional_integer("started_at_us")),
+        dispatched_at_us: row.spare(|row| row.optional_within("dispatched_at_us", &MOMENT)),
+        started_at_us: row.spare(|row| row.optional_within("started_at_us", &MOMENT)),
         ready_at_us: None,
         wake_at_us: None,
         finished_at_us: None,
@@ -142,9 +152,9 @@ pub(super) fn dispatch(row: &mut Columns) -> Decoded<Dispatch> {
         lease: lease(row)?,
         queue: row.text("queue")?,
         spec: row.blob("spec")?,
-        timeout_ms: row.spare(|row| row.optional_integer("timeout_ms")),
-        trace_context: row.spare(|row| row.text("trace_context")),
-        dispatched_at_us: row.spare(|row| row.integer("dispatched_at_us")),
+        timeout_ms: row.spare(|row| row.optional_within("timeout_ms", &TIMEOUT_MS)),
+        trace_context: row.spare(|row| row.traceparent("trace_context")),
+        dispatched_at_us: row.spare(|row| row.within("dispatched_at_us", &MOMENT)),
         state: row.state("state")?,
     };
     // Whoever runs it without its key may run it beside another of the same key.
@@ -159,7 +169,11 @@ columns! {
 
 /// The lease of a held task.
 pub(super) fn lease(row: &mut Columns) -> Decoded<LeaseRef> {
-    Ok(LeaseRef { task: row.task_id("id")?, attempt: row.narrow("attempt")?, token: row.token("token")? })
+    Ok(LeaseRef {
+        task: row.task_id("id")?,
+        attempt: row.within("attempt", &HELD_ATTEMPT)?,
+        token: row.token("token")?,
+    })
 }
 
 columns! {
@@ -182,9 +196,9 @@ pub(super) fn held(row: &mut Columns) -> Decoded<HeldRow> {
         min_reader: row.narrow("min_reader")?,
         expires_at_us: row.spare(|row| row.optional_integer("expires_at_us")),
         spec: row.blob("spec")?,
-        failures: row.spare(|row| row.narrow("failures")),
-        losses: row.spare(|row| row.narrow("losses")),
-        unsupported: row.spare(|row| row.narrow("unsupported")),
+        failures: row.spare(|row| row.within("failures", &COUNT)),
+        losses: row.spare(|row| row.within("losses", &COUNT)),
+        unsupported: row.spare(|row| row.within("unsupported", &COUNT)),
     })
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use diesel::sqlite::{SqliteType, SqliteValue};
 use millrace_core::{
     READER_RANGE,
-    foreign::{Defect, Value},
+    foreign::{self, Bounds, Defect, Value, in_bytes},
     id::{MemberId, SessionId, TaskId},
     lease::Token,
     retry::OutcomeKind,
@@ -34,6 +34,11 @@ pub(super) struct BadColumn {
 impl BadColumn {
     fn new(column: &'static str, expected: &'static str, found: &Cell) -> Self {
         Self { column, expected, found: found.describe(), later: false }
+    }
+
+    /// A number outside of what the column can mean.
+    pub(super) fn outside(column: &'static str, bounds: &Bounds, number: impl Into<i64>) -> Self {
+        Self::new(column, bounds.expected, &Cell::Integer(number.into()))
     }
 
     /// A number to which a later release may have given a meaning.
@@ -76,9 +81,9 @@ impl Cell {
             Cell::Null => "nothing".into(),
             Cell::Integer(number) => format!("the integer {number}"),
             Cell::Real(number) => format!("the number {number}"),
-            Cell::Text(text) => format!("text of {} bytes", text.len()),
+            Cell::Text(text) => format!("text of {}", in_bytes(text.len())),
             Cell::BadText(_) => "text that is not UTF-8".into(),
-            Cell::Blob(bytes) => format!("a blob of {} bytes", bytes.len()),
+            Cell::Blob(bytes) => format!("a blob of {}", in_bytes(bytes.len())),
         }
     }
 
@@ -168,6 +173,30 @@ impl Columns {
 
     pub(super) fn optional_narrow<T: TryFrom<i64>>(&mut self, column: &'static str) -> Result<Option<T>, BadColumn> {
         self.optional_integer(column)?.map(|number| narrowed(column, number)).transpose()
+    }
+
+    /// An integer that lies within bounds.
+    pub(super) fn within<T: TryFrom<i64>>(&mut self, column: &'static str, bounds: &Bounds) -> Result<T, BadColumn> {
+        present(column, bounds.expected, self.optional_within(column, bounds)?)
+    }
+
+    pub(super) fn optional_within<T: TryFrom<i64>>(
+        &mut self,
+        column: &'static str,
+        bounds: &Bounds,
+    ) -> Result<Option<T>, BadColumn> {
+        let Some(number) = self.optional_integer(column)? else { return Ok(None) };
+        let inside = Some(number).filter(|number| bounds.hold(*number)).and_then(|number| T::try_from(number).ok());
+        inside.map(Some).ok_or_else(|| BadColumn::outside(column, bounds, number))
+    }
+
+    /// A traceparent, or the empty text.
+    pub(super) fn traceparent(&mut self, column: &'static str) -> Result<String, BadColumn> {
+        let text = self.text(column)?;
+        match text.is_empty() || foreign::is_traceparent(&text) {
+            true => Ok(text),
+            false => Err(BadColumn::new(column, "a W3C traceparent", &Cell::Text(text))),
+        }
     }
 
     pub(super) fn boolean(&mut self, column: &'static str) -> Result<bool, BadColumn> {
@@ -307,7 +336,7 @@ pub(super) fn map_json(map: &BTreeMap<String, String>) -> String {
 }
 
 fn not_json(column: &'static str, expected: &'static str, text: &str) -> BadColumn {
-    BadColumn { column, expected, found: format!("text of {} bytes", text.len()), later: false }
+    BadColumn { column, expected, found: format!("text of {}", in_bytes(text.len())), later: false }
 }
 
 fn present<T>(column: &'static str, expected: &'static str, value: Option<T>) -> Result<T, BadColumn> {
@@ -320,13 +349,24 @@ fn narrowed<T: TryFrom<i64>>(column: &'static str, number: i64) -> Result<T, Bad
 
 #[cfg(test)]
 mod tests {
-    use millrace_core::foreign::{self, Row};
+    use millrace_core::foreign::Row;
 
     use super::*;
 
     /// A value of each sort that a column may hold.
     fn cells() -> Vec<Cell> {
-        let texts = ["", "a", " 7 ", "-7", "1.0", "true", "f", "99999999999", "0198c0de-0000-7000-8000-000000000001"];
+        let texts = [
+            "",
+            "a",
+            " 7 ",
+            "-7",
+            "1.0",
+            "true",
+            "f",
+            "99999999999",
+            "0198c0de-0000-7000-8000-000000000001",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ];
         let mut cells: Vec<Cell> = texts.iter().map(|text| Cell::Text((*text).into())).collect();
         cells.extend([0, 1, 2, -1, 77, 1 << 20, 1 << 40].map(Cell::Integer));
         cells.extend([0.0, 1.0, 0.5, -3.0, 1e18, f64::INFINITY].map(Cell::Real));
@@ -346,6 +386,11 @@ mod tests {
             assert_eq!(columns().integer("c").ok(), foreign::integer(&row, "c").ok(), "{cell:?}");
             assert_eq!(columns().narrow::<i16>("c").ok(), foreign::integer(&row, "c").ok(), "{cell:?}");
             assert_eq!(columns().text("c").ok(), foreign::text(&row, "c").ok(), "{cell:?}");
+            assert_eq!(columns().traceparent("c").ok(), foreign::traceparent(&row, "c").ok(), "{cell:?}");
+            for bounds in [foreign::HELD_ATTEMPT, foreign::MOMENT] {
+                let read = columns().within::<i32>("c", &bounds).ok();
+                assert_eq!(read, foreign::within(&row, "c", &bounds).ok(), "{cell:?}");
+            }
             assert_eq!(columns().boolean("c").ok(), foreign::boolean(&row, "c").ok(), "{cell:?}");
             assert_eq!(columns().uuid("c").ok(), foreign::uuid(&row, "c").ok(), "{cell:?}");
             let bytes = foreign::bytes(&row, "c").ok().map(<[u8]>::to_vec);

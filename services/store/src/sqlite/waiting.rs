@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use diesel::prelude::*;
 use millrace_core::{
     READER_RANGE,
+    foreign::{LAST_ATTEMPT, MOMENT},
     id::TaskId,
     retry::OutcomeKind,
     task::{Event, State},
@@ -126,7 +127,10 @@ pub(super) fn lane_page(
 fn waiting_in(foreign: &Foreign, lane: &LaneKey, row: &mut Columns) -> Result<Waiting, BadColumn> {
     let (id, ready_at_us) = (row.task_id("id")?, row.integer("ready_at_us")?);
     let expires_at_us = row.spare(|row| row.optional_integer("expires_at_us"));
-    let read = row.narrow::<i16>("min_reader").and_then(|min_reader| row.state("state").map(|_| min_reader));
+    let mut read = row.narrow::<i16>("min_reader").and_then(|min_reader| row.state("state").map(|_| min_reader));
+    if !MOMENT.hold(ready_at_us) && matches!(read, Ok(min_reader) if min_reader <= READER_RANGE.1) {
+        read = Err(BadColumn::outside("ready_at_us", &MOMENT, ready_at_us));
+    }
     match &read {
         Ok(min_reader) if *min_reader > READER_RANGE.1 => foreign.too_new(1),
         Ok(_) => {}
@@ -206,7 +210,7 @@ pub(super) fn expire(
         row.text("queue")?;
         row.narrow::<i32>("rank")?;
         row.text("concurrency_key")?;
-        row.narrow::<i32>("attempt")?;
+        row.within::<i32>("attempt", &LAST_ATTEMPT)?;
         row.blob("spec")?;
         Ok(id)
     })?

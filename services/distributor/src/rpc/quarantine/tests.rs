@@ -1,6 +1,6 @@
 use millrace_core::task::State;
 use millrace_proto::common::v1::{TaskSpec, TaskState};
-use millrace_store::{Reader, Store, memory};
+use millrace_store::{Reader, memory};
 use tonic::Code;
 
 use super::*;
@@ -205,4 +205,29 @@ async fn bad_filters_and_tokens_are_named() {
     let filter = Some(wire::QuarantineFilter { task_ids: vec!["x".into()], ..Default::default() });
     let bad = wire::ReleaseQuarantinedRowsRequest { filter, ..Default::default() };
     assert_eq!(release(&replica.shared, bad).await.unwrap_err().code, Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn tasks_that_are_named_and_not_set_aside_are_counted() {
+    let (replica, tasks) = replica();
+    let nobody = TaskId(Uuid::from_u128(99));
+    let named = |tasks: &[TaskId]| wire::ReleaseQuarantinedRowsRequest { filter: only(tasks), ..Default::default() };
+    // One that waits, one that never was, named twice, and one that is set aside.
+    let some = [tasks[0], nobody, nobody, tasks[1]];
+    for dry_run in [true, false] {
+        let request = wire::ReleaseQuarantinedRowsRequest { dry_run, ..named(&some) };
+        let answer = release(&replica.shared, request).await.unwrap();
+        assert_eq!((answer.matched, answer.not_found), (1, 2));
+    }
+    // One that is there and is not meant is not missing.
+    let filter = wire::QuarantineFilter { tenant: "another".into(), ..only(&tasks[1..2]).unwrap() };
+    let request = wire::ReleaseQuarantinedRowsRequest { filter: Some(filter), ..Default::default() };
+    let answer = release(&replica.shared, request).await.unwrap();
+    assert_eq!((answer.matched, answer.not_found), (0, 0));
+    let everything = release(&replica.shared, wire::ReleaseQuarantinedRowsRequest::default()).await.unwrap();
+    assert_eq!(everything.not_found, 0);
+    let request =
+        wire::DiscardQuarantinedRowsRequest { filter: only(&some), reason: "of a test".into(), ..Default::default() };
+    let answer = discard(&replica.shared, request).await.unwrap();
+    assert_eq!((answer.discarded, answer.not_found), (1, 2));
 }

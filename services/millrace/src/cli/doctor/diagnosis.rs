@@ -37,8 +37,8 @@ pub(crate) struct Verdict {
     pub(crate) why: String,
 }
 
-/// The verdict about one queue.
-pub(crate) fn verdict(queue: &Queue, status: &GetStatusResponse) -> Verdict {
+/// The verdict about one queue. `coming` tells of nodes that are made for it.
+pub(crate) fn verdict(queue: &Queue, status: &GetStatusResponse, coming: Option<String>) -> Verdict {
     let say = |health, why: String| Verdict { health, why };
     let stats = queue.stats.clone().unwrap_or_default();
     if stats.depth == 0 {
@@ -56,6 +56,9 @@ pub(crate) fn verdict(queue: &Queue, status: &GetStatusResponse) -> Verdict {
     let serving: Vec<&SessionStatus> =
         status.sessions.iter().filter(|session| session.queues.contains(&queue.name)).collect();
     if serving.is_empty() {
+        if let Some(coming) = coming {
+            return say(Health::Moving, coming);
+        }
         return say(
             Health::Stuck,
             format!("no orchestrator serves it; `millrace orchestrator --queues {}` starts one", queue.name),
@@ -124,6 +127,17 @@ pub(crate) fn remarks(queues: &[Queue], status: &GetStatusResponse) -> Vec<Strin
         ));
     }
     remarks.extend(status.drift.iter().map(drifted));
+    if let Some(left) = &status.left {
+        let example = left.examples.first().map(|row| format!(", such as {}", row.task_id)).unwrap_or_default();
+        if left.too_new > 0 {
+            let rows = count(u64::try_from(left.too_new).unwrap_or(0), "row");
+            remarks.push(format!("{rows} can only be run by a later release{example}"));
+        }
+        if left.held > 0 {
+            let rows = count(u64::try_from(left.held).unwrap_or(0), "row");
+            remarks.push(format!("{rows} cannot be read, and an orchestrator has them{example}"));
+        }
+    }
     if !status.members.is_empty() && !status.members.iter().any(|member| member.kind == "queue") {
         remarks.push("no queue service is a member; a distributor matches in its place".to_owned());
     }
@@ -185,6 +199,10 @@ mod tests {
         queue
     }
 
+    fn verdict(queue: &Queue, status: &GetStatusResponse) -> Verdict {
+        super::verdict(queue, status, None)
+    }
+
     #[test]
     fn an_empty_queue_is_idle_even_when_nobody_serves_it() {
         let queue = with(|_, stats| stats.depth = 0);
@@ -217,6 +235,8 @@ mod tests {
         let verdict = verdict(&waiting(), &status);
         assert_eq!(verdict.health, Health::Stuck);
         assert!(verdict.why.contains("no orchestrator serves it"), "{}", verdict.why);
+        let coming = super::verdict(&waiting(), &status, Some("nodes are on the way".into()));
+        assert_eq!((coming.health, coming.why.as_str()), (Health::Moving, "nodes are on the way"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `millrace doctor`: one screen that says whether work moves, and if not, why.
 
 mod diagnosis;
+mod fleet;
 mod probe;
 
 use std::time::{Duration, SystemTime};
@@ -11,6 +12,7 @@ use millrace_proto::queue::v1::Queue;
 use serde_json::{Value, json};
 
 use self::diagnosis::{Health, Verdict, remarks, verdict};
+use self::fleet::{Fleets, on_the_way, scalers};
 use self::probe::{Probe, Told, distributors, queue_services};
 use super::queue::{depth, table};
 use crate::client::ClientArgs;
@@ -32,7 +34,8 @@ Examples:
   millrace doctor --output json | jq .stuck
 
 Every endpoint is asked and has its line; the figures come from the first of each service that
-answers. Exit code: 0 when work moves or none waits, 1 when work waits that nothing will move (a
+answers. Of a scaler, where there is one, the pools are shown and what keeps them back; it never
+changes the exit code, since work goes on without it. Exit code: 0 when work moves or none waits, 1 when work waits that nothing will move (a
 paused queue with work counts) or the database does not answer, 69 when no endpoint of a service
 answers.")]
 pub(crate) struct DoctorArgs {
@@ -44,6 +47,8 @@ pub(crate) struct DoctorArgs {
 struct Findings {
     distributors: Vec<Probe<Told>>,
     queue_services: Vec<Probe<Vec<Queue>>>,
+    /// None where there is no scaler.
+    scalers: Vec<Probe<Fleets>>,
 }
 
 /// What follows from it, when both services answer.
@@ -69,10 +74,25 @@ impl Findings {
         self.queue_services.iter().find_map(|probe| probe.answer.as_ref().ok()).map(|(queues, _)| queues)
     }
 
+    /// What the first scaler that answers tells.
+    fn fleets(&self) -> Option<&Fleets> {
+        self.scalers.iter().find_map(|probe| probe.answer.as_ref().ok()).map(|(fleets, _)| fleets)
+    }
+
     fn diagnosis(&self) -> Option<Diagnosis> {
         let (told, queues) = (self.told()?, self.queues()?);
-        let verdicts = queues.iter().map(|queue| (queue.clone(), verdict(queue, &told.status)));
-        Some(Diagnosis { queues: verdicts.collect(), remarks: remarks(queues, &told.status) })
+        let pools = self.fleets().map_or(&[][..], |fleets| &fleets.pools);
+        let verdicts = queues.iter().map(|queue| {
+            let coming = on_the_way(pools, &queue.name);
+            (queue.clone(), verdict(queue, &told.status, coming))
+        });
+        let mut remarks = remarks(queues, &told.status);
+        match self.fleets() {
+            Some(fleets) => remarks.extend(fleet::remarks(fleets)),
+            None if !self.scalers.is_empty() => remarks.push("no scaler answers: fleets stay as they are".to_owned()),
+            None => {}
+        }
+        Some(Diagnosis { queues: verdicts.collect(), remarks })
     }
 
     /// Why there is no diagnosis: what the first endpoint of a service said, when no other of them answers either.
@@ -88,8 +108,9 @@ impl Findings {
 /// Looks, tells, and says by the exit code whether work moves.
 pub(crate) async fn doctor(args: DoctorArgs) -> Result<(), Failure> {
     // At the same time: one that is silent must not make what another told look old.
-    let (distributors, queue_services) = tokio::try_join!(distributors(&args.client), queue_services(&args.client))?;
-    let findings = Findings { distributors, queue_services };
+    let (distributors, queue_services, scalers) =
+        tokio::try_join!(distributors(&args.client), queue_services(&args.client), scalers(&args.client))?;
+    let findings = Findings { distributors, queue_services, scalers };
     let diagnosis = findings.diagnosis();
     match args.client.output {
         Format::Json => print_json(&findings, diagnosis.as_ref())?,
@@ -114,7 +135,8 @@ fn health_name(health: Health) -> &'static str {
 /// The contracts' own messages, and the diagnosis beside them; null is what is not known.
 fn print_json(findings: &Findings, diagnosis: Option<&Diagnosis>) -> Result<(), Failure> {
     let services: Vec<Value> = findings.distributors.iter().map(Probe::json).collect();
-    let services = [services, findings.queue_services.iter().map(Probe::json).collect()].concat();
+    let queue_services = findings.queue_services.iter().map(Probe::json).collect();
+    let services = [services, queue_services, findings.scalers.iter().map(Probe::json).collect()].concat();
     let status = findings.told().map(|told| json::to_value("millrace.distributor.v1.GetStatusResponse", &told.status));
     let mut queues = Vec::new();
     for queue in findings.queues().into_iter().flatten() {
@@ -129,9 +151,24 @@ fn print_json(findings: &Findings, diagnosis: Option<&Diagnosis>) -> Result<(), 
         "services": services,
         "status": status.transpose().map_err(output::unprintable)?,
         "queues": queues,
+        "pools": findings.fleets().map(pools_json).transpose()?,
+        "providers": findings.fleets().map(providers_json).transpose()?,
         "remarks": diagnosis.map(|diagnosis| &diagnosis.remarks),
     });
     output::line(&report.to_string())
+}
+
+/// The pools in the contracts' own form.
+fn pools_json(fleets: &Fleets) -> Result<Vec<Value>, Failure> {
+    let pools = fleets.pools.iter().map(|pool| json::to_value(super::pool::POOL, pool));
+    pools.map(|pool| pool.map_err(output::unprintable)).collect()
+}
+
+/// The providers in the contracts' own form.
+fn providers_json(fleets: &Fleets) -> Result<Vec<Value>, Failure> {
+    let providers = fleets.providers.values();
+    let providers = providers.map(|provider| json::to_value("millrace.scaler.v1.ProviderStatus", provider));
+    providers.map(|provider| provider.map_err(output::unprintable)).collect()
 }
 
 fn print_screen(findings: &Findings, diagnosis: Option<&Diagnosis>) -> Result<(), Failure> {
@@ -149,9 +186,14 @@ fn print_screen(findings: &Findings, diagnosis: Option<&Diagnosis>) -> Result<()
         .queue_services
         .iter()
         .for_each(|one| add(one.service.name(), &one.endpoint, (one.text(), one.answer.is_ok())));
+    findings.scalers.iter().for_each(|one| add(one.service.name(), &one.endpoint, (one.text(), one.answer.is_ok())));
     output::print_table(&services)?;
     if let Some(told) = findings.told() {
         print_status(told)?;
+    }
+    if let Some(fleets) = findings.fleets().filter(|fleets| !fleets.pools.is_empty()) {
+        output::line("\npools")?;
+        output::print_table(&super::pool::table(&fleets.pools))?;
     }
     match (diagnosis, findings.queues()) {
         (Some(diagnosis), _) => {

@@ -107,7 +107,7 @@ async fn queue_service(args: &ClientArgs, endpoint: String) -> Probe<Vec<Queue>>
     Probe { service, answer: answer.await, endpoint }
 }
 
-async fn connect(args: &ClientArgs, service: Service, endpoint: &str) -> Result<Client, Wrong> {
+pub(super) async fn connect(args: &ClientArgs, service: Service, endpoint: &str) -> Result<Client, Wrong> {
     match Client::connect_to(args, service, &[endpoint.to_owned()]).await {
         Ok(Ok(client)) => Ok(client),
         Ok(Err(reasons)) => {

@@ -74,7 +74,7 @@ pub(crate) async fn release(args: ReleaseArgs) -> Result<(), Failure> {
     let mut pace = Pace::new(args.rate, total, "released");
     let mut request =
         ReleaseQuarantinedRowsRequest { filter: Some(filter), page_size: pace.page_size(), ..Default::default() };
-    let (mut released, mut matched, mut refused) = (0_u64, 0_u64, Vec::new());
+    let (mut released, mut matched, mut missing, mut refused) = (0_u64, 0_u64, 0_u64, Vec::new());
     loop {
         request.request_id = request_id();
         let answer = client.change(|| {
@@ -87,6 +87,7 @@ pub(crate) async fn release(args: ReleaseArgs) -> Result<(), Failure> {
         }
         released += u64::try_from(answer.released).unwrap_or(0);
         matched += u64::try_from(answer.matched).unwrap_or(0);
+        missing = missing.max(u64::try_from(answer.not_found).unwrap_or(0));
         refused.extend(answer.refused);
         request.page_token = answer.next_page_token;
         if request.page_token.is_empty() {
@@ -100,7 +101,7 @@ pub(crate) async fn release(args: ReleaseArgs) -> Result<(), Failure> {
         print_refused(&refused)?;
     }
     match matched.saturating_sub(released) {
-        0 => Ok(()),
+        0 => all_found(missing),
         1 => Err(Failure::Request("1 row stays: the service cannot read it".to_owned())),
         stay => Err(Failure::Request(format!("{stay} rows stay: the service cannot read them"))),
     }
@@ -138,7 +139,7 @@ pub(crate) async fn discard(args: DiscardArgs) -> Result<(), Failure> {
         page_size: pace.page_size(),
         ..Default::default()
     };
-    let mut discarded = 0_u64;
+    let (mut discarded, mut missing) = (0_u64, 0_u64);
     loop {
         request.request_id = request_id();
         let answer = client.change(|| {
@@ -150,6 +151,7 @@ pub(crate) async fn discard(args: DiscardArgs) -> Result<(), Failure> {
             output::json_line("millrace.distributor.v1.DiscardQuarantinedRowsResponse", &answer)?;
         }
         discarded += u64::try_from(answer.discarded).unwrap_or(0);
+        missing = missing.max(u64::try_from(answer.not_found).unwrap_or(0));
         request.page_token = answer.next_page_token;
         if request.page_token.is_empty() {
             break;
@@ -157,9 +159,18 @@ pub(crate) async fn discard(args: DiscardArgs) -> Result<(), Failure> {
         pace.done(discarded).await;
     }
     pace.finish();
-    match format {
-        Format::Json => Ok(()),
-        Format::Table => output::line(&format!("discarded {}", count(discarded, "row"))),
+    if format == Format::Table {
+        output::line(&format!("discarded {}", count(discarded, "row")))?;
+    }
+    all_found(missing)
+}
+
+/// A task that was named and is not set aside was not meant to be passed over in silence.
+fn all_found(missing: u64) -> Result<(), Failure> {
+    match missing {
+        0 => Ok(()),
+        1 => Err(Failure::Request("1 task that was named is not set aside".to_owned())),
+        _ => Err(Failure::Request(format!("{missing} tasks that were named are not set aside"))),
     }
 }
 

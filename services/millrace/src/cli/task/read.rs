@@ -172,7 +172,7 @@ fn add_row(table: &mut comfy_table::Table, task: &Task) {
         (None, None) => String::new(),
     };
     let end = output::cut(&end, 40);
-    let tenant = if spec.tenant.is_empty() { "default" } else { &spec.tenant };
+    let tenant = tenant_of(task, &spec);
     table.add_row(vec![
         Cell::new(&task.id),
         output::coloured(&state_name(task.state), state_colour(task.state)),
@@ -183,6 +183,12 @@ fn add_row(table: &mut comfy_table::Table, task: &Task) {
         Cell::new(end),
         Cell::new(summary(&spec, 48)),
     ]);
+}
+
+/// The tenant as the row has it: the spec may be unreadable, and an older service does not say.
+fn tenant_of<'a>(task: &'a Task, spec: &'a TaskSpec) -> &'a str {
+    let named = [task.tenant.as_str(), spec.tenant.as_str()];
+    named.into_iter().find(|tenant| !tenant.is_empty()).unwrap_or("default")
 }
 
 /// Green for what goes well, red for what needs a look, none for what waits.
@@ -216,7 +222,7 @@ fn print_one(task: &Task) -> Result<(), Failure> {
         ("outcome", task.outcome.as_ref().map(describe).unwrap_or_default()),
         ("runs", summary(&spec, 200)),
         ("queue", output::printable(&task.queue)),
-        ("tenant", output::printable(if spec.tenant.is_empty() { "default" } else { &spec.tenant })),
+        ("tenant", output::printable(tenant_of(task, &spec))),
         ("executor", output::printable(&spec.executor)),
         ("resource class", output::printable(&spec.resource_class)),
         ("labels", output::printable(&output::labels(&spec.labels))),

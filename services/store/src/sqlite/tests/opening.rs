@@ -41,6 +41,24 @@ fn a_file_that_is_missing_or_has_no_schema_or_is_not_a_database_is_refused() {
     }
 }
 
+/// The scaler is refused by a database without its tables; everything else of this build works on it.
+#[test]
+fn a_caller_that_needs_a_newer_schema_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("millrace.db").display());
+    migrate::up(&url).unwrap();
+    let scaler = OpenOptions { oldest_schema: migrate::FLEETS, ..OpenOptions::default() };
+    assert!(crate::open(&url, &scaler).is_ok());
+    let newer = migrate::status(&url).unwrap().iter().filter(|one| one.name.as_str() >= migrate::FLEETS).count();
+    migrate::down(&url, newer).unwrap();
+    assert!(
+        matches!(crate::open(&url, &scaler), Err(StoreError::Schema(text)) if text.contains("millrace migrate up"))
+    );
+    let store = crate::open(&url, &OpenOptions::default()).unwrap();
+    assert!(store.queues().is_ok());
+    assert!(matches!(store.pools(), Err(StoreError::Schema(_))));
+}
+
 #[test]
 fn everything_is_there_after_reopening() {
     let bed = Bed::new();

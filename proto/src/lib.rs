@@ -28,3 +28,28 @@ pub mod queue {
         include!("gen/millrace.queue.v1.rs");
     }
 }
+
+pub mod scaler {
+    pub mod v1 {
+        include!("gen/millrace.scaler.v1.rs");
+    }
+}
+
+pub mod provider {
+    pub mod v1 {
+        include!("gen/millrace.provider.v1.rs");
+    }
+}
+
+/// Contracts of others that Millrace speaks.
+pub mod foreign {
+    /// KEDA's external scaler.
+    pub mod externalscaler {
+        include!("gen/externalscaler.rs");
+    }
+
+    /// The Kubernetes cluster-autoscaler's external provider.
+    pub mod externalgrpc {
+        include!("gen/clusterautoscaler.cloudprovider.v1.externalgrpc.rs");
+    }
+}

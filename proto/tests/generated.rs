@@ -5,13 +5,18 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
 
-const CONTRACTS: [&str; 6] = [
+const CONTRACTS: [&str; 11] = [
+    "foreign/externalgrpc/externalgrpc.proto",
+    "foreign/externalscaler/externalscaler.proto",
     "millrace/common/v1/task.proto",
     "millrace/distributor/v1/distributor.proto",
     "millrace/distributor/v1/orchestrator.proto",
     "millrace/distributor/v1/peer.proto",
     "millrace/distributor/v1/quarantine.proto",
+    "millrace/provider/v1/provider.proto",
     "millrace/queue/v1/queue.proto",
+    "millrace/scaler/v1/node.proto",
+    "millrace/scaler/v1/scaler.proto",
 ];
 
 #[test]
@@ -45,7 +50,7 @@ fn committed_code_is_what_the_contracts_generate() {
 fn every_contract_is_generated() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
-    let mut pending = vec![root.join("millrace")];
+    let mut pending = vec![root.join("millrace"), root.join("foreign")];
     while let Some(dir) = pending.pop() {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
@@ -76,7 +81,7 @@ fn generate(root: &Path) -> BTreeMap<String, Vec<u8>> {
         .unwrap()
         .map(|entry| entry.unwrap())
         .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
-        .filter(|(name, _)| name.starts_with("millrace."))
+        .filter(|(name, _)| !name.starts_with("google."))
         .collect();
     files.insert("descriptors.bin".into(), public);
     files

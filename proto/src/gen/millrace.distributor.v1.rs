@@ -81,7 +81,8 @@ pub mod connect_orchestrator_response {
         GoAway(super::GoAway),
     }
 }
-/// Names one attempt and proves that the sender holds its lease.
+/// Names one attempt and proves that the sender holds its lease. One that cannot be read ends no stream: it is answered as a lease that
+/// is not the session's (RevokeAttempts, Welcome.revoked, CompletionResult).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaseRef {
     /// The task's id.
@@ -340,7 +341,7 @@ pub struct Assignment {
     /// How long the attempt may run: the spec's, or the queue's default; unset means no bound.
     #[prost(message, optional, tag = "7")]
     pub timeout: ::core::option::Option<::prost_types::Duration>,
-    /// The W3C traceparent of the submission.
+    /// The W3C traceparent of the submission; empty when there was none that can be read.
     #[prost(string, tag = "8")]
     pub traceparent: ::prost::alloc::string::String,
     /// When it was claimed, by the database's clock.
@@ -399,7 +400,8 @@ pub struct Task {
     /// The number of the current or last attempt; 0 before the first.
     #[prost(int32, tag = "5")]
     pub attempt: i32,
-    /// When it was stored, by the database's clock, like every time below that has no other note.
+    /// When it was stored, by the database's clock, like every time below that has no other note. Where its row does not tell, what the
+    /// id tells; unset when that does not either.
     #[prost(message, optional, tag = "6")]
     pub create_time: ::core::option::Option<::prost_types::Timestamp>,
     /// When it last joined its queue; unset before.
@@ -448,6 +450,9 @@ pub struct Task {
     /// defaults here; what the database holds is not changed.
     #[prost(message, repeated, tag = "21")]
     pub ignored: ::prost::alloc::vec::Vec<Defect>,
+    /// The tenant as its row names it, which is there also when the spec cannot be read; empty when the row's own cannot be read.
+    #[prost(string, tag = "22")]
+    pub tenant: ::prost::alloc::string::String,
 }
 /// A column of a row, or a field of a spec (`spec.timeout`), that does not hold what this build expects.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -912,6 +917,40 @@ pub struct GetStatusResponse {
     /// Builds under suspicion because rows are being set aside in numbers since they run. Nothing is stopped for it.
     #[prost(message, repeated, tag = "11")]
     pub suspects: ::prost::alloc::vec::Vec<SuspectDeploy>,
+    /// Live rows that this build leaves where they are although it cannot act on them, as this replica's last pass over all rows found
+    /// them. A pass takes a second for every 500 rows. Unset until the first one has ended.
+    #[prost(message, optional, tag = "12")]
+    pub left: ::core::option::Option<LeftRows>,
+}
+/// Live rows that a build leaves where they are although it cannot act on them.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LeftRows {
+    /// Rows that are too new for the build: only a later release may act on them. They are in no list.
+    #[prost(int64, tag = "1")]
+    pub too_new: i64,
+    /// Rows that the build cannot read and that an orchestrator's live session holds: they can still be completed, and are set aside
+    /// once nobody runs them.
+    #[prost(int64, tag = "2")]
+    pub held: i64,
+    /// The first of them, in the order of their ids; at most 20.
+    #[prost(message, repeated, tag = "3")]
+    pub examples: ::prost::alloc::vec::Vec<LeftRow>,
+    /// When the pass ended, by the replica's clock.
+    #[prost(message, optional, tag = "4")]
+    pub seen_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// A live row that a build leaves where it is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeftRow {
+    /// The task's id.
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    /// What this build cannot act on.
+    #[prost(message, optional, tag = "2")]
+    pub defect: ::core::option::Option<Defect>,
+    /// Whether only a later release may act on it; the row is held otherwise.
+    #[prost(bool, tag = "3")]
+    pub too_new: bool,
 }
 /// A column whose type in the database is not the one that a build expects. Only what needs the column suffers.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1190,7 +1229,7 @@ pub mod distributor_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Lists tasks, newest first.
+        /// Lists tasks, newest first. Tasks whose rows are too new for this build are not among them; GetStatus counts them.
         pub async fn list_tasks(
             &mut self,
             request: impl tonic::IntoRequest<super::ListTasksRequest>,
@@ -1251,7 +1290,8 @@ pub mod distributor_service_client {
             self.inner.server_streaming(req, path, codec).await
         }
         /// Stops a task: a waiting one ends at once, a running one is told to stop. Cancelling a cancelled task changes nothing;
-        /// FAILED_PRECONDITION ALREADY_FINISHED when it ended otherwise.
+        /// FAILED_PRECONDITION ALREADY_FINISHED when it ended otherwise, QUARANTINED when its row is set aside, ROW_UNREADABLE when this build
+        /// cannot read the row, TOO_NEW when only a later release may act on it: ask a replica of that one.
         pub async fn cancel_task(
             &mut self,
             request: impl tonic::IntoRequest<super::CancelTaskRequest>,
@@ -1282,7 +1322,8 @@ pub mod distributor_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Queues a finished task again under its own id with fresh budgets. FAILED_PRECONDITION NOT_FINISHED while it has not ended,
-        /// ALREADY_SUCCEEDED when it ended well.
+        /// ALREADY_SUCCEEDED when it ended well, QUARANTINED, TOO_NEW as for CancelTask, and ROW_UNREADABLE when what is left of it could not be
+        /// run, as after a discard from quarantine.
         pub async fn retry_task(
             &mut self,
             request: impl tonic::IntoRequest<super::RetryTaskRequest>,
@@ -1533,7 +1574,7 @@ pub mod distributor_service_server {
             &self,
             request: tonic::Request<super::GetTaskRequest>,
         ) -> std::result::Result<tonic::Response<super::GetTaskResponse>, tonic::Status>;
-        /// Lists tasks, newest first.
+        /// Lists tasks, newest first. Tasks whose rows are too new for this build are not among them; GetStatus counts them.
         async fn list_tasks(
             &self,
             request: tonic::Request<super::ListTasksRequest>,
@@ -1553,7 +1594,8 @@ pub mod distributor_service_server {
             request: tonic::Request<super::WatchTaskRequest>,
         ) -> std::result::Result<tonic::Response<Self::WatchTaskStream>, tonic::Status>;
         /// Stops a task: a waiting one ends at once, a running one is told to stop. Cancelling a cancelled task changes nothing;
-        /// FAILED_PRECONDITION ALREADY_FINISHED when it ended otherwise.
+        /// FAILED_PRECONDITION ALREADY_FINISHED when it ended otherwise, QUARANTINED when its row is set aside, ROW_UNREADABLE when this build
+        /// cannot read the row, TOO_NEW when only a later release may act on it: ask a replica of that one.
         async fn cancel_task(
             &self,
             request: tonic::Request<super::CancelTaskRequest>,
@@ -1562,7 +1604,8 @@ pub mod distributor_service_server {
             tonic::Status,
         >;
         /// Queues a finished task again under its own id with fresh budgets. FAILED_PRECONDITION NOT_FINISHED while it has not ended,
-        /// ALREADY_SUCCEEDED when it ended well.
+        /// ALREADY_SUCCEEDED when it ended well, QUARANTINED, TOO_NEW as for CancelTask, and ROW_UNREADABLE when what is left of it could not be
+        /// run, as after a discard from quarantine.
         async fn retry_task(
             &self,
             request: tonic::Request<super::RetryTaskRequest>,
@@ -2958,6 +3001,9 @@ pub struct ReleaseQuarantinedRowsResponse {
     /// To go on with; empty when the last row that matches has been looked at.
     #[prost(string, tag = "4")]
     pub next_page_token: ::prost::alloc::string::String,
+    /// How many of the tasks that the filter names are not set aside, whatever else it asks for. Told by the call without a page_token.
+    #[prost(int32, tag = "5")]
+    pub not_found: i32,
 }
 /// A row that stays set aside.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3003,6 +3049,9 @@ pub struct DiscardQuarantinedRowsResponse {
     /// To go on with; empty when the last row that matches has been looked at.
     #[prost(string, tag = "3")]
     pub next_page_token: ::prost::alloc::string::String,
+    /// How many of the tasks that the filter names are not set aside, whatever else it asks for. Told by the call without a page_token.
+    #[prost(int32, tag = "4")]
+    pub not_found: i32,
 }
 /// Generated client implementations.
 pub mod quarantine_service_client {

@@ -55,6 +55,11 @@ uuid_type! {
 }
 
 uuid_type! {
+    /// A node of a fleet; also the idempotency token of its launch.
+    NodeId
+}
+
+uuid_type! {
     /// A session of an orchestrator.
     SessionId
 }

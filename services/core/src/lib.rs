@@ -1,10 +1,11 @@
 //! Millrace's rules, without anything that runs them.
 //!
-//! Task states, retry decisions, leases, credits, matching and routing as plain values and functions. Nothing here knows
+//! Task states, retry decisions, leases, credits, matching, routing and the size of fleets as plain values and functions. Nothing here knows
 //! of tokio, tonic, diesel, a clock or a random source: time and randomness come in as arguments, so that the services,
 //! the recovery paths and the simulation all run the same rules.
 
 pub mod credit;
+pub mod fleet;
 pub mod foreign;
 pub mod held;
 pub mod id;

@@ -7,7 +7,10 @@ use std::{
     path::PathBuf,
 };
 
-use millrace_proto::{common::v1 as common, distributor::v1 as distributor, queue::v1 as queue};
+use millrace_proto::{
+    common::v1 as common, distributor::v1 as distributor, provider::v1 as provider, queue::v1 as queue,
+    scaler::v1 as scaler,
+};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
 use serde_json::{Value as Json, json};
@@ -36,12 +39,22 @@ messages! {
         CancelTaskRequest, CancelTaskResponse, RetryTaskRequest, RetryTaskResponse, ExplainTaskRequest,
         ExplainTaskResponse, Explanation, Route, ListRoutesRequest, ListRoutesResponse, SetRouteRequest, SetRouteResponse,
         DeleteRouteRequest, DeleteRouteResponse, GetStatusRequest, GetStatusResponse, Member, SessionStatus, QueueOwner,
-        WatchOutputRequest, WatchOutputResponse, Defect, Quarantine, ColumnDrift, SuspectDeploy, QuarantinedRow, QuarantinedColumn, QuarantineFilter, ListQuarantinedRowsRequest, ListQuarantinedRowsResponse, GetQuarantinedRowRequest, GetQuarantinedRowResponse, RepairQuarantinedRowRequest, ColumnChange, RepairQuarantinedRowResponse, ReleaseQuarantinedRowsRequest, ReleaseQuarantinedRowsResponse, RefusedRow, DiscardQuarantinedRowsRequest, DiscardQuarantinedRowsResponse;
+        WatchOutputRequest, WatchOutputResponse, Defect, Quarantine, ColumnDrift, SuspectDeploy, QuarantinedRow, QuarantinedColumn, QuarantineFilter, ListQuarantinedRowsRequest, ListQuarantinedRowsResponse, GetQuarantinedRowRequest, GetQuarantinedRowResponse, RepairQuarantinedRowRequest, ColumnChange, RepairQuarantinedRowResponse, ReleaseQuarantinedRowsRequest, ReleaseQuarantinedRowsResponse, RefusedRow, DiscardQuarantinedRowsRequest, DiscardQuarantinedRowsResponse, LeftRows, LeftRow;
     queue: Queue, Pause, QueueStats, CreateQueueRequest, CreateQueueResponse, GetQueueRequest, GetQueueResponse,
         ListQueuesRequest, ListQueuesResponse, UpdateQueueRequest, UpdateQueueResponse, DeleteQueueRequest,
         DeleteQueueResponse, PauseQueueRequest, PauseQueueResponse, ResumeQueueRequest, ResumeQueueResponse,
         WatchQueuesRequest, WatchQueuesResponse, ExchangeRequest, ExchangeResponse, ExchangeHello, Ownership, OwnedQueue,
         Offers, Offer, Demands, Demand, Matches, Match, Answers, Answer;
+    scaler: Node, NodeEvent, AttachNodeRequest, NodeHello, BootProgress, NodeReady, NodeHealth, BootFailed,
+        NodeDrained, SpotNotice, AttachNodeResponse, NodeWelcome, NodeDrain, NodeResume, NodeGoAway, Pool,
+        ScheduledMinimum, PoolOverride, PoolStatus, NodeCount, JoinGrace, LaunchGate, CreatePoolRequest,
+        CreatePoolResponse, GetPoolRequest, GetPoolResponse, ListPoolsRequest, ListPoolsResponse, UpdatePoolRequest,
+        UpdatePoolResponse, DeletePoolRequest, DeletePoolResponse, OverridePoolRequest, OverridePoolResponse,
+        ClearPoolOverrideRequest, ClearPoolOverrideResponse, ExplainPoolRequest, ExplainPoolResponse, SizeStep,
+        ProviderStatus, ZoneBlock, PoolDecision, ListNodesRequest, ListNodesResponse, GetNodeRequest, GetNodeResponse,
+        DrainNodeRequest, DrainNodeResponse, WatchPoolsRequest, WatchPoolsResponse;
+    provider: Instance, DescribeNodesRequest, DescribeNodesResponse, NodeRequest, RequestNodesRequest, NodeResult,
+        RequestNodesResponse, NodeRef, TerminateNodesRequest, TerminateNodesResponse;
 }
 
 // ── The goldens ─────────────────────────────────────────────────────────────────────────────────────────────────────

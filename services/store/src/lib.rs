@@ -8,7 +8,9 @@
 //! `tests/conformance`, which run on all three.
 
 mod batch;
+mod books;
 mod error;
+mod fleet;
 mod foreign;
 pub mod memory;
 pub mod migrate;
@@ -18,6 +20,7 @@ mod sqlite;
 mod types;
 
 pub use error::{Result, StoreError};
+pub use fleet::*;
 pub use foreign::*;
 pub use memory::MemoryStore;
 pub use open::{OpenOptions, open, transaction_pooling};
@@ -41,7 +44,7 @@ pub const COUNT_BOUND: i64 = 100_000;
 pub const LIST_SCAN_BOUND: i64 = 10_000;
 
 /// What Millrace needs of a database.
-pub trait Store: Send + Sync + 'static {
+pub trait Store: FleetStore + Send + Sync + 'static {
     // ── The whole ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// Reads the cluster's row. Also the cheapest way to ask whether the database answers.

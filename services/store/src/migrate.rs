@@ -21,7 +21,11 @@ const POSTGRES: EmbeddedMigrations = embed_migrations!("../../migrations/postgre
 const SQLITE: EmbeddedMigrations = embed_migrations!("../../migrations/sqlite");
 
 /// The oldest migration that this build needs and the newest that it knows, by their versions.
-const SCHEMA_RANGE: (&str, &str) = ("00000000000001", "00000000000001");
+const SCHEMA_RANGE: (&str, &str) = ("00000000000001", "00000000000002");
+
+/// The migration that brings pools and nodes. Only what calls [`crate::FleetStore`] needs it ([`crate::OpenOptions::oldest_schema`]): the
+/// rest of this build works without.
+pub const FLEETS: &str = "00000000000002";
 
 /// Held while migrations run, so that replicas that start together do not meet. The number only has to be Millrace's own.
 const ADVISORY_LOCK: i64 = 0x6d69_6c6c_7261_6365;
@@ -127,14 +131,23 @@ pub(crate) fn check(newest: Option<&str>, needs: &str) -> Result<()> {
     let (oldest_known, newest_known) = SCHEMA_RANGE;
     match newest {
         None => Err(StoreError::Schema("the database has no schema yet: run `millrace migrate up`".into())),
-        Some(version) if version < oldest_known => Err(StoreError::Schema(format!(
-            "the database's schema {version} is older than {oldest_known}, the oldest that this build works with: run `millrace migrate up`"
-        ))),
+        Some(version) if version < oldest_known => reaches(version, oldest_known),
         // Newer migrations that only add are no hindrance: the release before goes on beside the one that made them.
         Some(version) if needs > newest_known => Err(StoreError::Schema(format!(
             "the database's schema {version} needs a build that knows migration {needs}, and the newest that this one knows is {newest_known}: run a newer build, or `millrace migrate down` with the one that made it"
         ))),
         Some(_) => Ok(()),
+    }
+}
+
+/// Whether a schema is this old or newer: [`StoreError::Schema`] says what to do when it is not. For what needs more than the rest of
+/// its build.
+pub fn reaches(version: &str, oldest: &str) -> Result<()> {
+    match version >= oldest {
+        true => Ok(()),
+        false => Err(StoreError::Schema(format!(
+            "the database's schema {version} is older than {oldest}, the oldest that this works with: run `millrace migrate up`"
+        ))),
     }
 }
 
@@ -329,6 +342,14 @@ mod tests {
             let error = check(bad, needs).unwrap_err();
             assert!(matches!(&error, StoreError::Schema(text) if text.contains("run ")), "{error}");
         }
+    }
+
+    #[test]
+    fn what_needs_more_than_its_build_is_refused_with_what_to_run() {
+        assert!(reaches(FLEETS, FLEETS).is_ok() && reaches("99999999999999", FLEETS).is_ok());
+        let error = reaches(SCHEMA_RANGE.0, FLEETS).unwrap_err();
+        assert!(matches!(&error, StoreError::Schema(text) if text.contains("run ")), "{error}");
+        assert!(versions::<diesel::pg::Pg>().iter().any(|name| name.starts_with(FLEETS)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{Reader, Result, Store, StoreError};
+use crate::{Reader, Result, Store, StoreError, migrate};
 
 /// Bounds on what a process asks of its database.
 #[derive(Debug, Clone)]
@@ -21,6 +21,9 @@ pub struct OpenOptions {
     pub connect_timeout: Duration,
     /// How this build reads what others wrote.
     pub reader: Reader,
+    /// The oldest migration that the caller works with, when that is newer than the oldest of its build: [`crate::migrate::FLEETS`] for
+    /// the scaler.
+    pub oldest_schema: &'static str,
 }
 
 impl Default for OpenOptions {
@@ -33,6 +36,7 @@ impl Default for OpenOptions {
             lock_timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(3),
             reader: Reader::default(),
+            oldest_schema: migrate::schema_range().0,
         }
     }
 }
@@ -46,11 +50,16 @@ pub fn transaction_pooling(url: &str) -> Result<Option<String>> {
 /// Opens the store at `postgres://…` (or `postgresql://…`) or `sqlite:PATH`. The schema must be one that this build can
 /// work with: [`StoreError::Schema`] otherwise. Does not migrate.
 pub fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Store>> {
-    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        return Ok(Arc::new(crate::postgres::PostgresStore::open(url, options)?));
+    let store: Arc<dyn Store> = if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        Arc::new(crate::postgres::PostgresStore::open(url, options)?)
+    } else {
+        match url.strip_prefix("sqlite:") {
+            Some(path) if !path.is_empty() => Arc::new(crate::sqlite::SqliteStore::open(path, options)?),
+            _ => return Err(StoreError::Config(format!("`{url}` is neither postgres://… nor sqlite:PATH"))),
+        }
+    };
+    if options.oldest_schema > migrate::schema_range().0 {
+        migrate::reaches(&store.schema_version()?, options.oldest_schema)?;
     }
-    match url.strip_prefix("sqlite:") {
-        Some(path) if !path.is_empty() => Ok(Arc::new(crate::sqlite::SqliteStore::open(path, options)?)),
-        _ => Err(StoreError::Config(format!("`{url}` is neither postgres://… nor sqlite:PATH"))),
-    }
+    Ok(store)
 }

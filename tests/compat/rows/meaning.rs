@@ -7,10 +7,10 @@ use millrace_core::{
 use millrace_store::{AttemptRow, Dispatch, LaneKey, OpenOptions, Outcome, Store, TaskRow, Waiting};
 use serde_json::{Map, Value as Json, json};
 
-use super::dump::Database;
+use super::{dump::Database, fleet};
 
 /// More than any golden has of anything.
-const ALL: i64 = 10_000;
+pub(super) const ALL: i64 = 10_000;
 
 /// Reads everything that a store can read without changing it.
 pub(super) fn of(database: &Database) -> Json {
@@ -49,6 +49,7 @@ pub(super) fn of(database: &Database) -> Json {
             "readers": [member.readers.0, member.readers.1], "seen_at_us": member.seen_at_us,
         })).collect::<Vec<_>>(),
         "quarantined": store.quarantined().expect("quarantine"),
+        "fleet": fleet::meaning(store),
     })
 }
 
@@ -172,6 +173,6 @@ fn routes(store: &dyn Store) -> Json {
     described.collect()
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -2,6 +2,7 @@
 //! build must read each, written before its newest migrations or after them, as what the release that wrote it read.
 
 mod dump;
+mod fleet;
 mod meaning;
 mod scene;
 
@@ -127,6 +128,21 @@ fn golden_rows_hold_every_state_and_outcome() {
     }
 }
 
+/// The same of nodes, which the second version brought.
+#[test]
+fn golden_rows_hold_nodes_in_every_state() {
+    for golden in ["postgres", "sqlite"].into_iter().flat_map(committed) {
+        let Some(nodes) = golden.means["fleet"]["nodes"].as_array() else {
+            assert!(golden.version.as_str() < migrate::FLEETS, "goldens of {} have no nodes", golden.version);
+            continue;
+        };
+        let mut states: Vec<i64> = nodes.iter().map(|node| node["state"].as_i64().expect("a number")).collect();
+        states.sort_unstable();
+        states.dedup();
+        assert_eq!(states, (1..=8).collect::<Vec<i64>>(), "goldens of {}", golden.version);
+    }
+}
+
 #[test]
 fn a_lost_meaning_is_found() {
     let meant = serde_json::json!({ "a": [1, 2], "b": { "c": "d" } });
@@ -185,7 +201,9 @@ fn record(distributor: &str, queue: &str, services: Vec<Process>, database: Data
     drop(sessions);
     let folder = PathBuf::from(newest_schema()).join(database.kind());
     // First what is there: opening a database of SQLite forgets the processes before.
-    let dump = database.dump();
+    let mut dump = database.dump();
+    fleet::write(&database);
+    dump.extend(database.dump().into_iter().filter(|(table, _)| fleet::TABLES.contains(&table.as_str())));
     let means = serde_json::to_string_pretty(&meaning::of(&database)).expect("JSON") + "\n";
     manifest::write(&folder.join("means.json"), means.as_bytes());
     for (table, rows) in dump {

@@ -11,7 +11,7 @@ use std::{
 
 use millrace_core::{
     held::LeaseRef,
-    id::{MemberId, SessionId, TaskId},
+    id::{MemberId, NodeId, SessionId, TaskId},
     route::Route,
     served::TickRule,
     time::Timestamp,
@@ -52,21 +52,24 @@ impl Way {
 }
 
 macro_rules! delegate {
-    ($(fn $name:ident(&self $(, $argument:ident: $type:ty)*) -> $result:ty;)*) => {
-        impl Store for Way {
+    ($trait:ident { $($other:item)* } $(fn $name:ident(&self $(, $argument:ident: $type:ty)*) -> $result:ty;)*) => {
+        impl $trait for Way {
             $(fn $name(&self $(, $argument: $type)*) -> $result {
                 self.pass(stringify!($name))?;
                 self.inner.$name($($argument),*)
             })*
 
-            fn foreign(&self) -> &Foreign {
-                self.inner.foreign()
-            }
+            $($other)*
         }
     };
 }
 
 delegate! {
+    Store {
+        fn foreign(&self) -> &Foreign {
+            self.inner.foreign()
+        }
+    }
     fn cluster(&self) -> Result<Cluster>;
     fn tick(&self, rule: TickRule) -> Result<Tick>;
     fn renew_member(&self, member: &MemberRow, ttl_ms: i64) -> Result<()>;
@@ -130,4 +133,25 @@ delegate! {
     fn drift(&self) -> Result<Vec<Drift>>;
     fn activate(&self, format: i16, rollback_reads: i16, audit: &Audit) -> Result<Activated>;
     fn audit(&self, entry: &Audit) -> Result<()>;
+}
+
+delegate! {
+    FleetStore {}
+    fn lead(&self, name: &str, owner: MemberId, endpoint: &str, ttl_ms: i64) -> Result<Lead>;
+    fn leader(&self, name: &str) -> Result<Option<Lead>>;
+    fn resign(&self, name: &str, owner: MemberId) -> Result<()>;
+    fn pools(&self) -> Result<Pools>;
+    fn pool(&self, name: &str) -> Result<Option<PoolRow>>;
+    fn create_pool(&self, pool: &NewPool, request: Option<Uuid>) -> Result<Option<PoolRow>>;
+    fn update_pool(&self, name: &str, version: i64, change: &PoolChange, audit: &Audit, request: Option<Uuid>) -> Result<PoolUpdate>;
+    fn delete_pool(&self, name: &str, drain: bool, audit: &Audit, request: Option<Uuid>) -> Result<PoolDeletion>;
+    fn node(&self, id: NodeId) -> Result<Option<NodeRow>>;
+    fn nodes(&self, filter: &NodeFilter, below: Option<NodeId>, limit: i64) -> Result<Nodes>;
+    fn node_events(&self, id: NodeId, limit: i64) -> Result<Vec<NodeEventRow>>;
+    fn ask_drain(&self, id: NodeId, reason: &str, audit: &Audit, request: Option<Uuid>) -> Result<Option<NodeRow>>;
+    fn drains_asked(&self, limit: i64) -> Result<Vec<(NodeId, String)>>;
+    fn save_fleet(&self, name: &str, epoch: i64, batch: &FleetBatch) -> Result<bool>;
+    fn pool_statuses(&self, names: &[String]) -> Result<Vec<PoolStatusRow>>;
+    fn trim_nodes(&self, keep: Duration, limit: i64) -> Result<i64>;
+    fn queue_demand(&self, queues: &[String], window: Duration) -> Result<Vec<QueueDemand>>;
 }

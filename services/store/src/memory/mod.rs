@@ -7,6 +7,7 @@ mod clock;
 mod cluster;
 mod damage;
 mod faults;
+mod fleet;
 mod model;
 mod people;
 mod quarantine;
@@ -300,6 +301,11 @@ impl Store for MemoryStore {
 
     fn cancel(&self, id: TaskId, reason: &str, request: Option<Uuid>) -> Result<CancelResult> {
         self.write("cancel", |model, now| {
+            if !model.is_known(request)
+                && let Some(defect) = model.too_new(id)
+            {
+                return Ok(CancelResult::TooNew(defect));
+            }
             model.must_read(&self.foreign, id)?;
             Ok(model.cancel(now, id, reason, request))
         })

@@ -1,0 +1,2 @@
+INSERT INTO members (id, kind, endpoint, build, min_reader, max_reader, expires_served_ms, seen_at_us) VALUES ('01a20d9d-9798-703e-b047-5ace6bfcfef4', '1', 'http://127.0.0.1:33433', '0.1.0 (commit unknown)', '1', '1', '6411', '1795524762611626');
+INSERT INTO members (id, kind, endpoint, build, min_reader, max_reader, expires_served_ms, seen_at_us) VALUES ('239c0d53-e8ec-5dd2-9b23-4f0fd355511f', '2', 'http://127.0.0.1:45265', '0.1.0 (commit unknown)', '1', '1', '5964', '1795524762338056');

@@ -1,0 +1,10 @@
+INSERT INTO queue_gates (queue, epoch, paused) VALUES ('attempts', '1', 'false');
+INSERT INTO queue_gates (queue, epoch, paused) VALUES ('batch', '1', 'false');
+INSERT INTO queue_gates (queue, epoch, paused) VALUES ('changed', '1', 'false');
+INSERT INTO queue_gates (queue, epoch, paused) VALUES ('default', '1', 'false');
+INSERT INTO queue_gates (queue, epoch, paused) VALUES ('draining', '1', 'false');
+INSERT INTO queue_gates (queue, epoch, paused) VALUES ('ended', '1', 'false');
+INSERT INTO queue_gates (queue, epoch, paused) VALUES ('held', '1', 'false');
+INSERT INTO queue_gates (queue, epoch, paused) VALUES ('moving', '1', 'false');
+INSERT INTO queue_gates (queue, epoch, paused) VALUES ('paused', '1', 'true');
+INSERT INTO queue_gates (queue, epoch, paused) VALUES ('paused-until', '1', 'true');

@@ -1,0 +1,10 @@
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('attempts', '239c0d53-e8ec-5dd2-9b23-4f0fd355511f', 'http://127.0.0.1:45265', '1', '6709');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('batch', '239c0d53-e8ec-5dd2-9b23-4f0fd355511f', 'http://127.0.0.1:45265', '1', '6709');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('changed', '239c0d53-e8ec-5dd2-9b23-4f0fd355511f', 'http://127.0.0.1:45265', '1', '6709');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('default', '239c0d53-e8ec-5dd2-9b23-4f0fd355511f', 'http://127.0.0.1:45265', '1', '6709');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('draining', '239c0d53-e8ec-5dd2-9b23-4f0fd355511f', 'http://127.0.0.1:45265', '1', '6709');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('ended', '239c0d53-e8ec-5dd2-9b23-4f0fd355511f', 'http://127.0.0.1:45265', '1', '6709');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('held', '239c0d53-e8ec-5dd2-9b23-4f0fd355511f', 'http://127.0.0.1:45265', '1', '6709');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('moving', '239c0d53-e8ec-5dd2-9b23-4f0fd355511f', 'http://127.0.0.1:45265', '1', '6709');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('paused', '239c0d53-e8ec-5dd2-9b23-4f0fd355511f', 'http://127.0.0.1:45265', '1', '6709');
+INSERT INTO queue_leases (queue, owner, endpoint, epoch, expires_served_ms) VALUES ('paused-until', '239c0d53-e8ec-5dd2-9b23-4f0fd355511f', 'http://127.0.0.1:45265', '1', '6709');

@@ -1,0 +1,2 @@
+INSERT INTO members ("id", "kind", "endpoint", "build", "reader_min", "reader_max", "expires_served_ms", "seen_at_us") VALUES (X'01A20D9DA1FF73FDB5862212163604EB', 1, 'http://127.0.0.1:41713', '0.1.0 (commit unknown)', 1, 1, 10297, 1795524769445055);
+INSERT INTO members ("id", "kind", "endpoint", "build", "reader_min", "reader_max", "expires_served_ms", "seen_at_us") VALUES (X'E45AAD8EED415AF4A200C217BB89BACD', 2, 'http://127.0.0.1:41713', '0.1.0 (commit unknown)', 1, 1, 10297, 1795524769328429);

@@ -1,0 +1,10 @@
+INSERT INTO queue_gates ("queue", "epoch", "paused") VALUES ('attempts', 1, 0);
+INSERT INTO queue_gates ("queue", "epoch", "paused") VALUES ('batch', 1, 0);
+INSERT INTO queue_gates ("queue", "epoch", "paused") VALUES ('changed', 1, 0);
+INSERT INTO queue_gates ("queue", "epoch", "paused") VALUES ('default', 1, 0);
+INSERT INTO queue_gates ("queue", "epoch", "paused") VALUES ('draining', 1, 0);
+INSERT INTO queue_gates ("queue", "epoch", "paused") VALUES ('ended', 1, 0);
+INSERT INTO queue_gates ("queue", "epoch", "paused") VALUES ('held', 1, 0);
+INSERT INTO queue_gates ("queue", "epoch", "paused") VALUES ('moving', 1, 0);
+INSERT INTO queue_gates ("queue", "epoch", "paused") VALUES ('paused', 1, 1);
+INSERT INTO queue_gates ("queue", "epoch", "paused") VALUES ('paused-until', 1, 1);

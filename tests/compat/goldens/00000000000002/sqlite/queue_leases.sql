@@ -1,0 +1,10 @@
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('attempts', X'E45AAD8EED415AF4A200C217BB89BACD', 'http://127.0.0.1:41713', 1, 10649);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('batch', X'E45AAD8EED415AF4A200C217BB89BACD', 'http://127.0.0.1:41713', 1, 10649);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('changed', X'E45AAD8EED415AF4A200C217BB89BACD', 'http://127.0.0.1:41713', 1, 10649);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('default', X'E45AAD8EED415AF4A200C217BB89BACD', 'http://127.0.0.1:41713', 1, 10649);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('draining', X'E45AAD8EED415AF4A200C217BB89BACD', 'http://127.0.0.1:41713', 1, 10649);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('ended', X'E45AAD8EED415AF4A200C217BB89BACD', 'http://127.0.0.1:41713', 1, 10649);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('held', X'E45AAD8EED415AF4A200C217BB89BACD', 'http://127.0.0.1:41713', 1, 10649);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('moving', X'E45AAD8EED415AF4A200C217BB89BACD', 'http://127.0.0.1:41713', 1, 10649);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('paused', X'E45AAD8EED415AF4A200C217BB89BACD', 'http://127.0.0.1:41713', 1, 10649);
+INSERT INTO queue_leases ("queue", "owner", "endpoint", "epoch", "expires_served_ms") VALUES ('paused-until', X'E45AAD8EED415AF4A200C217BB89BACD', 'http://127.0.0.1:41713', 1, 10649);

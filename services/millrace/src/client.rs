@@ -8,6 +8,7 @@ use std::time::Duration;
 use millrace_proto::distributor::v1::distributor_service_client::DistributorServiceClient;
 use millrace_proto::distributor::v1::quarantine_service_client::QuarantineServiceClient;
 use millrace_proto::queue::v1::queue_service_client::QueueServiceClient;
+use millrace_proto::scaler::v1::scaler_service_client::ScalerServiceClient;
 use rand::Rng;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -175,6 +176,11 @@ impl Client {
     /// The queue service's calls, at the endpoint that is used now.
     pub(crate) fn queue(&self) -> QueueServiceClient<Channel> {
         QueueServiceClient::new(self.peer().channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// The scaler's calls, at the endpoint that is used now.
+    pub(crate) fn scaler(&self) -> ScalerServiceClient<Channel> {
+        ScalerServiceClient::new(self.peer().channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     /// Makes a call that reads, once at each endpoint until one answers.

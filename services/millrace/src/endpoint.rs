@@ -17,6 +17,8 @@ pub(crate) enum Service {
     Distributor,
     /// Queues.
     Queue,
+    /// Pools and nodes.
+    Scaler,
 }
 
 impl Service {
@@ -25,6 +27,7 @@ impl Service {
         match self {
             Service::Distributor => "distributor",
             Service::Queue => "queue service",
+            Service::Scaler => "scaler",
         }
     }
 
@@ -33,6 +36,7 @@ impl Service {
         match self {
             Service::Distributor => "MILLRACE_DISTRIBUTOR_ENDPOINT",
             Service::Queue => "MILLRACE_QUEUE_ENDPOINT",
+            Service::Scaler => "MILLRACE_SCALER_ENDPOINT",
         }
     }
 }
@@ -50,8 +54,9 @@ pub(crate) struct EndpointFlag {
 impl clap::Args for EndpointFlag {
     fn augment_args(command: clap::Command) -> clap::Command {
         let help = "Where the service is: http://HOST:PORT or HOST:PORT, or several with commas between them, of which \
-                    the next is tried when one does not answer. Without it MILLRACE_DISTRIBUTOR_ENDPOINT or \
-                    MILLRACE_QUEUE_ENDPOINT counts, then MILLRACE_ENDPOINT, then http://127.0.0.1:7600";
+                    the next is tried when one does not answer. Without it MILLRACE_DISTRIBUTOR_ENDPOINT, \
+                    MILLRACE_QUEUE_ENDPOINT or MILLRACE_SCALER_ENDPOINT counts, then MILLRACE_ENDPOINT, then \
+                    http://127.0.0.1:7600";
         let flag = clap::Arg::new("endpoint").long("endpoint").value_name("URL").help(help);
         command.arg(flag.action(clap::ArgAction::Append).value_delimiter(','))
     }

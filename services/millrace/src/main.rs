@@ -13,6 +13,7 @@ mod serve;
 mod status;
 mod time;
 mod version;
+mod watch;
 
 use std::process::ExitCode;
 

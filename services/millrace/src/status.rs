@@ -89,6 +89,11 @@ pub(crate) fn next_step(code: Code, reason: &str, service: Service) -> Option<St
         ("QUEUE_NOT_EMPTY", _) => {
             "let it empty itself with --mode drain, or move the work with --mode move --move-to QUEUE"
         }
+        ("POOL_NOT_EMPTY", _) => "drain its nodes with --drain; the pool goes once the last has ended",
+        ("POOL_NOT_FOUND", _) => "`millrace pool list` shows the pools, `millrace pool create` adds one",
+        ("PROVIDER_UNKNOWN", _) => "the scaler's own --provider flags name its providers",
+        ("NODE_NOT_FOUND", _) => "`millrace node list` shows the nodes; those long gone are forgotten",
+        ("POOL_CHANGED", _) => "somebody else changed it meanwhile: look at it, and try again",
         ("QUEUE_ROUTED", _) => "point its routes elsewhere first: `millrace route list`",
         ("QUEUE_CLOSED", _) => "route the task elsewhere: `millrace route set`",
         ("REQUEST_ID_REUSED", _) => "use another --idempotency-key, or send the same content",

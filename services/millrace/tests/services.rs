@@ -61,7 +61,10 @@ async fn migrations_go_up_and_down_and_say_where_they_are() {
     let after = migrate(&["status", "--output", "json"]).await;
     assert!(after.code == 0 && after.stdout.contains(r#""applied":true"#), "{}", after.stdout);
     assert_eq!(migrate(&["down"]).await.code, 64);
-    assert_eq!(migrate(&["down", "--yes"]).await.code, 0);
+    let down = migrate(&["down", "--yes"]).await;
+    assert!(down.code == 0 && down.stdout.contains("taken back"), "{}", down.stdout);
+    assert!(migrate(&["status"]).await.stdout.contains("pending"));
+    while migrate(&["down", "--yes"]).await.stdout != "there is nothing to take back\n" {}
     assert_eq!(migrate(&["status"]).await.code, 1);
 }
 
@@ -112,6 +115,7 @@ async fn a_wrong_configuration_is_64_before_anything_starts() {
 async fn what_a_service_would_not_start_with_is_what_a_check_finds() {
     let distributor = ["distributor", "--database-url", NO_DATABASE];
     let queue = ["queue", "--database-url", NO_DATABASE];
+    let scaler = ["scaler", "--database-url", NO_DATABASE];
     for (service, flags, said) in [
         (&["orchestrator"][..], &["--slots", "0"][..], "--slots: "),
         (&["orchestrator"], &["--endpoint", "nowhere"], "--endpoint: "),
@@ -119,6 +123,9 @@ async fn what_a_service_would_not_start_with_is_what_a_check_finds() {
         (&["orchestrator"], &["--executors", ""], "--executors: "),
         (&["orchestrator"], &["--lease-ttl", "1s"], "--lease-ttl: "),
         (&["orchestrator"], &["--state-dir", "/dev/null"], "--state-dir: "),
+        (&["orchestrator"], &["--scaler-endpoint", "nowhere"], "--scaler-endpoint: "),
+        (&["orchestrator"], &["--node-id", "seven"], "--node-id: "),
+        (&["orchestrator"], &["--instance-id", "i-1"], "--instance-id: "),
         (&["dev"], &["--slots", "0"], "--slots: "),
         (&["dev"], &["--data-dir", "/dev/null"], "--data-dir: "),
         (&["dev"], &["--database-url", "mysql://x"], "--database-url: "),
@@ -131,6 +138,9 @@ async fn what_a_service_would_not_start_with_is_what_a_check_finds() {
         (&distributor, &["--max-connections", "0"], "--max-connections"),
         (&distributor, &["--statement-timeout", "0s"], "--statement-timeout"),
         (&["distributor"], &["--database-url", "mysql://me:secret@x"], "mysql://me:***@x"),
+        (&scaler, &["--provider", "cloud"], "--provider"),
+        (&scaler, &["--provider", "a=process,a=process"], "a provider a already"),
+        (&scaler, &["--scaler-lease", "1s"], "--scaler-lease"),
         (&["queue"], &[], "--database-url"),
         (&queue, &["--queue-window", "10"], "--queue-window"),
         (&queue, &["--queue-people-reads", "0"], "--queue-people-reads"),
@@ -148,8 +158,10 @@ async fn what_a_service_would_not_start_with_is_what_a_check_finds() {
         let ran: Ran = command.output().await.unwrap().into();
         assert_eq!(ran.code, 64, "{variable}: {}", ran.stderr);
     }
-    let good = [&["config", "check", "distributor", "--"], &distributor[1..]].concat();
-    assert_eq!(run(NOWHERE, &good).await.code, 0);
+    for (service, flags) in [("distributor", distributor), ("scaler", scaler)] {
+        let good = [&["config", "check", service, "--"], &flags[1..]].concat();
+        assert_eq!(run(NOWHERE, &good).await.code, 0, "{service}");
+    }
     for service in ["dev", "orchestrator"] {
         assert_eq!(run(NOWHERE, &["config", "check", service]).await.code, 0, "{service}");
     }
@@ -218,59 +230,126 @@ async fn a_service_waits_for_its_database_and_says_so() {
 async fn a_database_without_the_schema_is_64_and_says_what_to_run() {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", dir.path().join("m.db").display());
-    let up = run(NOWHERE, &["migrate", "up", "--database-url", &url]).await;
-    let down = run(NOWHERE, &["migrate", "down", "--yes", "--database-url", &url]).await;
-    assert_eq!((up.code, down.code), (0, 0));
-    for service in ["distributor", "queue"] {
+    let down = ["migrate", "down", "--yes", "--database-url", &url];
+    assert_eq!(run(NOWHERE, &["migrate", "up", "--database-url", &url]).await.code, 0);
+    // The first step back takes the tables of fleets, without which the scaler alone does not work.
+    assert_eq!(run(NOWHERE, &down).await.code, 0);
+    for service in ["scaler", "distributor", "queue"] {
         let args = [service, "--database-url", &url, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
         let ran = run(NOWHERE, &args).await;
         assert_eq!(ran.code, 64, "{}", ran.stderr);
         assert!(ran.stderr.lines().last().unwrap().contains("migrate up"), "{}", ran.stderr);
+        while service == "scaler" && run(NOWHERE, &down).await.stdout != "there is nothing to take back\n" {}
+    }
+}
+
+/// `millrace dev` on a directory, with an agent of one slot.
+struct Dev {
+    child: Child,
+    endpoint: String,
+    /// What it writes to standard error; read on, so that the logs never fill the pipe.
+    log: tokio::task::JoinHandle<Vec<String>>,
+}
+
+impl Dev {
+    async fn start(data: &std::path::Path, flags: &[&str]) -> Dev {
+        let own =
+            ["dev", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+        let mut dev = Process::start(&[&own[..], flags].concat());
+        let line = dev.line_with("gRPC").await;
+        let endpoint = line.split_whitespace().last().unwrap().to_owned();
+        assert!(dev.line_with("millrace task run").await.contains(&endpoint));
+        let Process { child, mut lines } = dev;
+        let log = tokio::spawn(async move {
+            let mut all = Vec::new();
+            while let Ok(Some(line)) = lines.next_line().await {
+                all.push(line);
+            }
+            all
+        });
+        Dev { child, endpoint, log }
+    }
+
+    /// The figures of the pool `default` at the first moment that this is true of them.
+    async fn pool(&self, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        let mut watch = millrace(&self.endpoint, &["pool", "watch", "--interval", "200ms", "-o", "json"]);
+        let mut watch = watch.spawn().unwrap();
+        let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+        loop {
+            let line = lines.next_line().await.unwrap().expect("the watch goes on");
+            let figures: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if let Some(pool) = figures["pools"].as_array().and_then(|pools| pools.first()).filter(|pool| wanted(pool))
+            {
+                return pool.clone();
+            }
+        }
+    }
+
+    /// Sends SIGTERM and waits for its end, which must be a good one.
+    async fn stop(self) {
+        let pid = self.child.id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let ended = self.child.wait_with_output().await.unwrap();
+        let log = self.log.await.unwrap();
+        assert_eq!(ended.status.code(), Some(0), "{log:#?}");
     }
 }
 
 #[tokio::test]
 async fn dev_runs_a_command_and_stops_when_it_is_told_to() {
     let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("data");
-    let args = [
-        "dev",
-        "--data-dir",
-        data.to_str().unwrap(),
-        "--listen",
-        "127.0.0.1:0",
-        "--http-listen",
-        "127.0.0.1:0",
-        "--slots",
-        "2",
-    ];
-    let mut dev = Process::start(&args);
-    let line = dev.line_with("gRPC").await;
-    let endpoint = line.split_whitespace().last().unwrap().to_owned();
-    assert!(dev.line_with("millrace task run").await.contains(&endpoint));
-    // Standard error is read on, so that the logs never fill the pipe.
-    let Process { child, mut lines } = dev;
-    let log = tokio::spawn(async move {
-        let mut all = Vec::new();
-        while let Ok(Some(line)) = lines.next_line().await {
-            all.push(line);
-        }
-        all
-    });
-    let ran = run(&endpoint, &["task", "run", "--", "sh", "-c", "echo hello; echo oops >&2; exit 3"]).await;
+    let dev = Dev::start(&dir.path().join("data"), &["--slots", "2", "--without-scaler"]).await;
+    let endpoint = &dev.endpoint;
+    let ran = run(endpoint, &["task", "run", "--", "sh", "-c", "echo hello; echo oops >&2; exit 3"]).await;
     assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (3, "hello\n", "oops\n"));
-    let listed = run(&endpoint, &["task", "list", "-o", "json"]).await;
+    let listed = run(endpoint, &["task", "list", "-o", "json"]).await;
     let task: serde_json::Value = serde_json::from_str(listed.stdout.lines().next().unwrap()).unwrap();
     assert_eq!((task["state"].as_str(), &task["outcome"]["exitCode"]), (Some("TASK_STATE_FAILED"), &3.into()));
     assert_eq!(task["spec"]["command"]["argv"][0], "sh");
-    let well = run(&endpoint, &["doctor"]).await;
+    let well = run(endpoint, &["doctor"]).await;
     assert_eq!(well.code, 0, "{}{}", well.stdout, well.stderr);
-    let queues = run(&endpoint, &["queue", "list"]).await;
+    assert!(!well.stdout.contains("scaler"), "{}", well.stdout);
+    let queues = run(endpoint, &["queue", "list"]).await;
     assert!(queues.code == 0 && queues.stdout.contains("default"), "{}", queues.stdout);
+    let none = run(endpoint, &["pool", "list"]).await;
+    assert!(none.code == 1 && none.stderr.contains("does not serve the scaler"), "{}", none.stderr);
+    dev.stop().await;
+}
 
-    let pid = child.id().unwrap().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    let ended = child.wait_with_output().await.unwrap();
-    let log = log.await.unwrap();
-    assert_eq!(ended.status.code(), Some(0), "{log:#?}");
+#[tokio::test]
+async fn dev_adds_agents_when_tasks_wait_and_ends_them_with_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let gate = dir.path().join("gate");
+    assert!(std::process::Command::new("mkfifo").arg(&gate).status().unwrap().success());
+    let dev = Dev::start(&data, &["--slots", "1"]).await;
+    dev.pool(|pool| pool["name"] == "default").await;
+    // Tasks that wait for the gate: the built-in agent has one, and the others ask for nodes.
+    let wait = format!("read line < {}", gate.display());
+    for _ in 0..3 {
+        let ran = run(&dev.endpoint, &["task", "submit", "--", "sh", "-c", &wait]).await;
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    }
+    let pool = dev.pool(|pool| pool["status"]["running"] == "2").await;
+    assert!(pool["status"]["readySlots"].as_str().unwrap().parse::<i32>().unwrap() >= 2, "{pool}");
+    let nodes = run(&dev.endpoint, &["node", "list", "--state", "ready", "-o", "json"]).await;
+    let node: serde_json::Value = serde_json::from_str(nodes.stdout.lines().next().unwrap()).unwrap();
+    assert_eq!((&node["pool"], &node["attached"], &node["healthy"]), (&"default".into(), &true.into(), &true.into()));
+    let well = run(&dev.endpoint, &["doctor"]).await;
+    assert!(well.code == 0 && well.stdout.contains("scaler") && well.stdout.contains("pools"), "{}", well.stdout);
+    // The nodes hand back what they run, and have ended before this process ends.
+    dev.stop().await;
+    let left: Vec<_> = std::fs::read_dir(data.join("nodes/local/nodes")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+
+    // A pool that was deleted stays deleted.
+    let dev = Dev::start(&data, &["--slots", "1"]).await;
+    let deleted = run(&dev.endpoint, &["pool", "delete", "default", "--drain"]).await;
+    assert_eq!(deleted.code, 0, "{}", deleted.stderr);
+    dev.stop().await;
+    let dev = Dev::start(&data, &["--slots", "1"]).await;
+    let list = run(&dev.endpoint, &["pool", "list", "-o", "json"]).await;
+    let live = list.stdout.lines().filter(|line| !line.contains("\"deleting\":true")).count();
+    assert_eq!((list.code, live), (0, 0), "{}", list.stdout);
+    dev.stop().await;
 }

@@ -11,17 +11,20 @@ use tokio::{
 
 use crate::Executor;
 
-/// The executor's fitness as last seen; unfit until it was asked for the first time.
+/// Whether an executor is fit for work, or why not; none before it was asked for the first time.
+pub(crate) type Fitness = Option<Result<(), String>>;
+
+/// The executor's fitness as last seen.
 #[derive(Debug)]
 pub(crate) struct Health {
-    fitness: watch::Receiver<Result<(), String>>,
+    fitness: watch::Receiver<Fitness>,
     /// Holds the task that asks; dropping it ends the asking.
     _asking: JoinSet<()>,
 }
 
 impl Health {
     pub(crate) fn watch(executor: Arc<dyn Executor>, interval: Duration, limit: Duration) -> Self {
-        let (sender, fitness) = watch::channel(Err("not checked yet".to_owned()));
+        let (sender, fitness) = watch::channel(None);
         let mut asking = JoinSet::new();
         asking.spawn(async move {
             while !sender.is_closed() {
@@ -41,9 +44,20 @@ impl Health {
         }
     }
 
+    /// The fitness as last seen.
+    pub(crate) fn fitness(&self) -> watch::Ref<'_, Fitness> {
+        self.fitness.borrow()
+    }
+
     /// Why the executor is not fit, if it is not.
     pub(crate) fn problem(&self) -> Option<String> {
-        self.fitness.borrow().as_ref().err().map(|problem| format!("the executor is not fit for work: {problem}"))
+        let fitness = self.fitness();
+        let problem = match &*fitness {
+            None => "not checked yet",
+            Some(Ok(())) => return None,
+            Some(Err(problem)) => problem,
+        };
+        Some(format!("the executor is not fit for work: {problem}"))
     }
 }
 
@@ -57,14 +71,14 @@ async fn ask(executor: &dyn Executor, limit: Duration) -> Result<(), String> {
 }
 
 /// Takes over the answer and says so once for each change.
-fn report(fitness: &mut Result<(), String>, answer: Result<(), String>) -> bool {
-    if *fitness == answer {
+fn report(fitness: &mut Fitness, answer: Result<(), String>) -> bool {
+    if fitness.as_ref() == Some(&answer) {
         return false;
     }
     match &answer {
         Ok(()) => tracing::info!("executor is fit for work"),
         Err(problem) => tracing::error!(%problem, "executor is not fit for work; asking for none until it is"),
     }
-    *fitness = answer;
+    *fitness = Some(answer);
     true
 }

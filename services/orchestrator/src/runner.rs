@@ -14,9 +14,11 @@ use crate::{
     Connect, Executor, InvalidOptions, Options, Status, TcpConnect,
     engine::Engine,
     health::Health,
+    intake::{Intake, Valve},
     link::{Backoff, Endpoints, Link, LinkEvent, OpenError, Up, is_session_gone, open, retry_delay, writable},
     outbox::Flushed,
     session::{Session, SessionFile},
+    status::Seen,
     supervise::Ended,
 };
 
@@ -33,6 +35,7 @@ pub struct Orchestrator {
     executor: Arc<dyn Executor>,
     connector: Arc<dyn Connect>,
     status: watch::Sender<Status>,
+    intake: Intake,
 }
 
 /// Why an orchestrator did not run, or stopped running.
@@ -54,6 +57,7 @@ impl Orchestrator {
             executor: Arc::new(executor),
             connector: Arc::new(TcpConnect),
             status: watch::Sender::new(Status::default()),
+            intake: Intake::default(),
         }
     }
 
@@ -66,6 +70,11 @@ impl Orchestrator {
     /// Follows what the orchestrator does.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
+    }
+
+    /// Closes and opens the intake while the orchestrator runs.
+    pub fn intake(&self) -> Intake {
+        self.intake.clone()
     }
 
     /// Runs until `shutdown`, and then for as long as the options allow attempts to end and results to be recorded.
@@ -93,6 +102,7 @@ impl Orchestrator {
             stage: Stage::Serving,
             connector: self.connector,
             status: self.status,
+            valve: self.intake.valve(),
             options,
         };
         runner.run(shutdown).await
@@ -105,6 +115,7 @@ struct Runner {
     status: watch::Sender<Status>,
     engine: Engine,
     health: Health,
+    valve: Valve,
     link: Link,
     endpoints: Endpoints,
     backoff: Backoff,
@@ -138,7 +149,8 @@ enum Stage {
 enum Event {
     Link(LinkEvent),
     Ended(Ended),
-    Health,
+    /// The executor's fitness has changed, or the intake was closed or opened.
+    Intake,
     Shutdown,
     /// Time has passed, output is there, or the stream takes more: what to do about it is seen anyway in each turn.
     Turn,
@@ -180,7 +192,8 @@ impl Runner {
             event = self.link.next() => Event::Link(event),
             Some(Ok(ended)) = self.engine.tasks.join_next() => Event::Ended(ended),
             () = self.engine.signals.notify.notified() => Event::Turn,
-            () = self.health.changed() => Event::Health,
+            () = self.health.changed() => Event::Intake,
+            () = self.valve.changed() => Event::Intake,
             () = timer => Event::Turn,
             open = writable(stream, room) => if open { Event::Turn } else { Event::Link(LinkEvent::Closed(None)) },
             () = shutdown.cancelled(), if serving => Event::Shutdown,
@@ -205,7 +218,7 @@ impl Runner {
         match event {
             Event::Turn => {}
             Event::Ended(ended) => self.engine.ended(ended),
-            Event::Health => self.set_intake(),
+            Event::Intake => self.set_intake(),
             Event::Shutdown => {
                 tracing::info!(running = self.engine.book.running(), "draining");
                 self.stage = Stage::Draining(Instant::now() + self.options.drain_timeout);
@@ -354,7 +367,7 @@ impl Runner {
 
     fn set_intake(&mut self) {
         let draining = (!matches!(self.stage, Stage::Serving)).then(|| "the orchestrator shuts down".to_owned());
-        self.engine.set_closed(draining.or_else(|| self.health.problem()));
+        self.engine.set_closed(draining.or_else(|| self.valve.reason()).or_else(|| self.health.problem()));
     }
 
     /// Does what is due. Whatever is missed here is found in [`Self::wake_at`].
@@ -434,25 +447,16 @@ impl Runner {
 
     fn publish(&self) {
         let book = &self.engine.book;
-        let (running, undelivered) = (book.running(), book.held() - book.running());
-        let endpoint = self.link.up().map(|up| &up.endpoint);
-        let session_id = self.session.as_ref().map(|session| &session.id);
-        self.status.send_if_modified(|status| {
-            let same = (status.running, status.undelivered) == (running, undelivered)
-                && status.endpoint.as_ref() == endpoint
-                && status.session_id.as_ref() == session_id
-                && status.closed.as_ref() == self.engine.closed();
-            if !same {
-                *status = Status {
-                    endpoint: endpoint.cloned(),
-                    session_id: session_id.cloned(),
-                    running,
-                    undelivered,
-                    closed: self.engine.closed().cloned(),
-                };
-            }
-            !same
-        });
+        let fitness = self.health.fitness();
+        let seen = Seen {
+            endpoint: self.link.up().map(|up| &up.endpoint),
+            session_id: self.session.as_ref().map(|session| &session.id),
+            running: book.running(),
+            undelivered: book.held() - book.running(),
+            closed: self.engine.closed(),
+            fitness: &fitness,
+        };
+        self.status.send_if_modified(|status| seen.update(status));
     }
 }
 

@@ -51,6 +51,8 @@ enum ServiceName {
     Distributor,
     /// The queue service.
     Queue,
+    /// The scaler.
+    Scaler,
     /// The agent.
     Orchestrator,
 }
@@ -61,6 +63,7 @@ impl ServiceName {
             ServiceName::Dev => "dev",
             ServiceName::Distributor => "distributor",
             ServiceName::Queue => "queue",
+            ServiceName::Scaler => "scaler",
             ServiceName::Orchestrator => "orchestrator",
         }
     }

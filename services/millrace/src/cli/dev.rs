@@ -1,5 +1,7 @@
 //! `millrace dev`: the whole suite in one process, on SQLite, for an empty machine.
 
+mod fleet;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,9 +10,10 @@ use millrace_orchestrator::agent;
 use millrace_runtime::shutdown::Shutdown;
 use tokio_util::sync::CancellationToken;
 
-use super::distributor;
+use self::fleet::Fleet;
 use super::migrate::up;
 use super::orchestrator::invalid;
+use super::{distributor, scaler};
 use crate::endpoint::DEFAULT_ENDPOINT;
 use crate::exit::Failure;
 use crate::serve::{self, Plan, ProcessArgs, Serving};
@@ -26,10 +29,12 @@ Examples:
   millrace dev --data-dir /tmp/mill --slots 8
   millrace dev --without-agent --database-url postgres://millrace@127.0.0.1/millrace
 
-It serves the distributor and the queue service on one port and runs one agent, which takes tasks
-of the executor `process` from the queue `default`. Settings of the services come from MILLRACE_*
-variables. For more than one machine run `millrace distributor`, `millrace queue` and
-`millrace orchestrator` on PostgreSQL.")]
+It serves the distributor, the queue service and the scaler on one port and runs one agent, which
+takes tasks of the executor `process` from the queue `default`. When tasks wait there for long, the
+scaler adds more agents, each a process of its own on this machine: the pool `default`, which is
+created at the first start and is yours to change. They end with this command. Settings of the
+services come from MILLRACE_* variables. For more than one machine run `millrace distributor`,
+`millrace queue`, `millrace scaler` and `millrace orchestrator` on PostgreSQL.")]
 pub(crate) struct DevArgs {
     /// Where everything is kept; created when it is missing.
     #[arg(long, env = "MILLRACE_DATA_DIR", value_name = "DIR", default_value = ".millrace")]
@@ -44,9 +49,12 @@ pub(crate) struct DevArgs {
     /// date.
     #[arg(long, env = "MILLRACE_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
-    /// Runs no agent: tasks wait until an orchestrator comes.
+    /// Runs no agent, and no scaler that would add some: tasks wait until an orchestrator comes.
     #[arg(long)]
     without_agent: bool,
+    /// Runs no scaler: nothing is added when tasks wait.
+    #[arg(long)]
+    without_scaler: bool,
     /// How many commands the agent runs at a time. Without it the number of CPUs.
     #[arg(long, env = "MILLRACE_SLOTS", value_name = "N")]
     slots: Option<u32>,
@@ -59,12 +67,17 @@ struct Settings {
     distributor: millrace_distributor::Settings,
     queue: millrace_queue::Settings,
     agent: Option<agent::Settings>,
+    scaler: Option<millrace_scaler::Settings>,
 }
 
 impl DevArgs {
     /// Whether everything would start with these flags and variables, as far as can be told without a port and a database.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         self.settings().map(drop)
+    }
+
+    fn with_scaler(&self) -> bool {
+        !self.without_scaler && !self.without_agent
     }
 
     fn settings(&self) -> Result<Settings, Failure> {
@@ -76,9 +89,13 @@ impl DevArgs {
             distributor: defaults()?,
             queue: defaults()?,
             agent: (!self.without_agent).then(|| agent_settings(self)).transpose()?,
+            scaler: self.with_scaler().then(|| fleet::settings(&self.data_dir)).transpose()?,
         };
         distributor::check_settings(&settings.distributor)?;
         super::queue::check_settings(&settings.queue)?;
+        if let Some(settings) = &settings.scaler {
+            scaler::check_settings(settings)?;
+        }
         if let Some(agent) = &settings.agent {
             agent.check().map_err(invalid)?;
         }
@@ -93,26 +110,37 @@ pub(crate) async fn run(args: DevArgs) -> Result<(), Failure> {
     let url = database(&args)?;
     up(&url).await?;
 
-    // The agent goes first and the services after it, so that what it had in hand is still recorded.
+    // The agents go first and the services after them, so that what they had in hand is still recorded.
     let services = Shutdown::new(args.process.drain_grace);
+    let mut names = [millrace_distributor::SERVICES, millrace_queue::SERVICES].concat();
+    if settings.scaler.is_some() {
+        names.extend(millrace_scaler::SERVICES);
+    }
     let plan = Plan {
         what: "suite",
         listen: &args.listen,
         http_listen: &args.http_listen,
         process: &args.process,
         url: &url,
-        services: [millrace_distributor::SERVICES, millrace_queue::SERVICES].concat(),
+        services: names,
         shutdown: services.clone(),
     };
-    let tokens = AgentTokens::default();
-    let ordering = tokio::spawn(stop_in_order(signals, services.clone(), tokens.clone()));
+    let (tokens, fleet) = (AgentTokens::default(), Fleet::default());
+    let stops = (tokens.clone(), fleet.clone());
+    let ordering = tokio::spawn(stop_in_order(signals.clone(), services.clone(), stops));
     let served = serve::serve(plan, async |frame, routes, serving| {
         let queue = super::queue::start(settings.queue, frame).await?;
         queue.register(routes);
         let distributor = distributor::start(settings.distributor, frame).await?;
         distributor.register(routes);
+        if let Some(settings) = settings.scaler {
+            let settings = fleet::connected(settings, &serving.endpoint);
+            let scaler = scaler::start(settings, frame, &url).await?;
+            scaler.register(routes);
+            fleet.runs(scaler, &args.data_dir, &serving.endpoint, &services);
+        }
         match settings.agent {
-            Some(settings) => start_agent(settings, &serving.endpoint, services, tokens),
+            Some(settings) => start_agent(settings, &serving.endpoint, services.clone(), tokens),
             None => tokens.ended.cancel(),
         }
         welcome(&args, serving, &url);
@@ -120,11 +148,17 @@ pub(crate) async fn run(args: DevArgs) -> Result<(), Failure> {
     });
     let served = served.await;
     ordering.abort();
+    // They have ended by now, unless the services failed by themselves.
+    tokio::select! {
+        () = fleet.end() => {}
+        () = signals.grace_over() => {}
+        () = tokio::time::sleep(args.process.drain_grace) => {}
+    }
     served
 }
 
 /// The settings of a service as its variables and defaults make them; `dev` has no flags for all of them.
-fn defaults<T: Args + FromArgMatches>() -> Result<T, Failure> {
+pub(super) fn defaults<T: Args + FromArgMatches>() -> Result<T, Failure> {
     let command = T::augment_args(clap::Command::new("millrace dev").no_binary_name(true));
     let matches = command.try_get_matches_from(std::iter::empty::<String>());
     let settings = matches.and_then(|matches| T::from_arg_matches(&matches));
@@ -152,6 +186,8 @@ fn agent_settings(args: &DevArgs) -> Result<agent::Settings, Failure> {
         name: settings.name.or_else(|| Some("dev".to_owned())),
         state_dir: Some(args.data_dir.join("agent")),
         drain_timeout: AGENT_DRAIN,
+        // Variables for commands about a scaler, or for a node that this shell runs on, are not for this agent.
+        node: agent::NodeSettings::default(),
         ..settings
     })
 }
@@ -176,12 +212,14 @@ fn start_agent(settings: agent::Settings, endpoint: &str, services: Shutdown, to
     });
 }
 
-/// On the first signal the agent is told to stop, and when it has, the services. A second signal ends both at once.
-async fn stop_in_order(signals: Shutdown, services: Shutdown, agent: AgentTokens) {
+/// On the first signal the agent and the nodes are told to stop, and when they have, the services. A second signal ends both
+/// at once.
+async fn stop_in_order(signals: Shutdown, services: Shutdown, (agent, fleet): (AgentTokens, Fleet)) {
     signals.draining().await;
     agent.stop.cancel();
+    let ended = async { tokio::join!(agent.ended.cancelled(), fleet.end()) };
     tokio::select! {
-        () = agent.ended.cancelled() => services.begin(),
+        _ = ended => services.begin(),
         () = signals.grace_over() => {}
     }
     signals.grace_over().await;
@@ -195,14 +233,22 @@ fn welcome(args: &DevArgs, serving: &Serving, url: &str) {
         false => format!(" --endpoint {}", serving.endpoint),
     };
     let agent = if args.without_agent {
-        "no agent: tasks wait until an orchestrator connects"
+        "none: tasks wait until an orchestrator connects"
     } else {
         "one agent runs commands here"
+    };
+    let scaler = match args.with_scaler() {
+        true => format!("the pool `{}` adds agents when tasks wait, {} at most", fleet::POOL, fleet::most()),
+        false => "none: nothing is added when tasks wait".to_owned(),
     };
     eprintln!("millrace {}", crate::version::build());
     eprintln!("  gRPC      {}", serving.endpoint);
     eprintln!("  HTTP      {}/metrics, {}/healthz", serving.http, serving.http);
     eprintln!("  database  {}", serve::redacted(url));
     eprintln!("  agent     {agent}");
+    eprintln!("  scaler    {scaler}");
     eprintln!("Try in another terminal:\n  millrace task run{flag} -- sh -c 'echo hello; exit 3'");
+    if args.with_scaler() {
+        eprintln!("  millrace pool watch{flag}");
+    }
 }

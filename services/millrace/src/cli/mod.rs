@@ -5,11 +5,14 @@ pub(crate) mod dev;
 pub(crate) mod distributor;
 pub(crate) mod doctor;
 pub(crate) mod migrate;
+pub(crate) mod node;
 pub(crate) mod orchestrator;
+pub(crate) mod pool;
 pub(crate) mod preflight;
 pub(crate) mod quarantine;
 pub(crate) mod queue;
 pub(crate) mod route;
+pub(crate) mod scaler;
 pub(crate) mod task;
 
 use std::path::PathBuf;
@@ -44,6 +47,12 @@ pub(crate) enum Command {
     Task(task::TaskCommand),
     /// Show and change queues; without a command, run the queue service
     Queue(Box<queue::QueueArgs>),
+    /// Show and change pools of nodes, and tell why each has its size
+    #[command(subcommand)]
+    Pool(Box<pool::PoolCommand>),
+    /// Show and drain the nodes of pools
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Show and change the routes that say which queue a task joins
     #[command(subcommand)]
     Route(route::RouteCommand),
@@ -54,6 +63,8 @@ pub(crate) enum Command {
     Doctor(doctor::DoctorArgs),
     /// Run a replica of the distributor
     Distributor(Box<distributor::DistributorArgs>),
+    /// Run a process of the scaler, which keeps fleets as large as their queues need
+    Scaler(Box<scaler::ScalerArgs>),
     /// Run the agent that runs commands on this machine
     Orchestrator(Box<orchestrator::OrchestratorArgs>),
     /// Bring a database's schema up to date, or look at it
@@ -73,10 +84,13 @@ impl Cli {
             Command::Dev(args) => dev::run(*args).await,
             Command::Task(command) => command.run().await,
             Command::Queue(args) => args.run().await,
+            Command::Pool(command) => command.run().await,
+            Command::Node(command) => command.run().await,
             Command::Route(command) => command.run().await,
             Command::Quarantine(command) => command.run().await,
             Command::Doctor(args) => doctor::doctor(args).await,
             Command::Distributor(args) => distributor::run(*args).await,
+            Command::Scaler(args) => scaler::run(*args).await,
             Command::Orchestrator(args) => orchestrator::run(*args).await,
             Command::Migrate(command) => command.run().await,
             Command::Preflight(args) => preflight::run(*args).await,
@@ -91,8 +105,11 @@ impl Cli {
             Command::Dev(args) => args.check(),
             Command::Queue(args) => args.check(),
             Command::Distributor(args) => args.check(),
+            Command::Scaler(args) => args.check(),
             Command::Orchestrator(args) => args.check(),
             Command::Task(_)
+            | Command::Pool(_)
+            | Command::Node(_)
             | Command::Route(_)
             | Command::Quarantine(_)
             | Command::Doctor(_)

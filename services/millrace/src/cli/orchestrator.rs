@@ -16,6 +16,9 @@ Examples:
   millrace orchestrator --endpoint http://10.0.0.5:7601,http://10.0.0.6:7601 --slots 16
   millrace orchestrator --queues builds --labels os=linux,arch=x86_64 --state-dir /var/lib/millrace
 
+A provider starts it on a node of a pool with MILLRACE_SCALER_ENDPOINT, MILLRACE_NODE_ID and MILLRACE_POOL
+set: it then tells the scaler how its boot goes, how it is, and when it is drained.
+
 SIGTERM drains it: it asks for no more work, lets commands go on for --drain-timeout, and hands
 back what is left.")]
 pub(crate) struct OrchestratorArgs {
@@ -64,6 +67,6 @@ fn failure(error: AgentError) -> Failure {
         AgentError::Settings(error) => invalid(error),
         AgentError::StateDir { .. } => Failure::Usage(error.to_string()),
         AgentError::StateDirInUse(_) => Failure::Unavailable(error.to_string()),
-        AgentError::Run(_) => Failure::Request(error.to_string()),
+        AgentError::Boot(_) | AgentError::Run(_) => Failure::Request(error.to_string()),
     }
 }

@@ -65,6 +65,7 @@ impl DatabaseArgs {
             lock_timeout: self.lock_timeout,
             connect_timeout: self.pool_timeout,
             reader: Reader { build: crate::version::build(), spec: millrace_distributor::read_foreign },
+            ..OpenOptions::default()
         }
     }
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod quarantine;
+pub(crate) mod scaler;
 
 use std::collections::VecDeque;
 use std::pin::Pin;

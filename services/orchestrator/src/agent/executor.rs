@@ -8,12 +8,14 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use millrace_proto::common::v1::{Command, OutcomeKind, TaskSpec, task_spec::Payload};
 use tempfile::TempDir;
 
-use super::process::{Finished, Launch, Patience, Process};
+use super::{
+    process::{Finished, Launch, Patience, Process},
+    shell,
+};
 use crate::{AttemptHandle, Executor, Outcome};
 
 /// Where programs are looked for when the agent itself has no PATH.
@@ -93,13 +95,8 @@ impl ProcessExecutor {
 
     async fn check_machine(&self) -> Result<(), String> {
         let Some(command) = &self.options.health_command else { return Ok(()) };
-        let argv = ["/bin/sh".to_owned(), "-c".to_owned(), command.clone()];
-        let env = std::env::vars_os()
-            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
-            .collect();
-        let launch = Launch { argv: &argv, env: &env, dir: Path::new("."), stdin: Bytes::new() };
         let process =
-            Process::start(launch).await.map_err(|error| format!("the health command cannot be started: {error}"))?;
+            shell::start(command).await.map_err(|error| format!("the health command cannot be started: {error}"))?;
         let mut shown = Vec::new();
         let show = |_, bytes: &[u8]| {
             let room = HEALTH_OUTPUT_BYTES.saturating_sub(shown.len()).min(bytes.len());

@@ -8,24 +8,35 @@
 //! An agent that is killed itself takes its commands with it, group by group: see `warden` and `spawner`. What has left its
 //! group (setsid) goes on. With a state directory the next start closes the old session, so that the tasks are retried
 //! without waiting for the lease.
+//!
+//! On a node of a pool the agent also speaks to the scaler that asked for the node, from the start of its boot: see `attach`.
+//! A scaler that is away changes nothing.
 
+mod attach;
+mod boot;
 mod executor;
 mod group;
+mod node;
 mod process;
 #[cfg(test)]
 mod process_tests;
 mod settings;
+mod shell;
 mod spawner;
+mod spot;
 mod warden;
+mod work;
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, path::PathBuf, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
+pub use boot::BootError;
 pub use executor::{ProcessExecutor, ProcessOptions};
+pub use node::NodeSettings;
 pub use settings::Settings;
 
-use crate::{InvalidOptions, Orchestrator, RunError};
+use crate::{InvalidOptions, RunError, TcpConnect};
 
 /// Why the agent did not run.
 #[derive(Debug, thiserror::Error)]
@@ -44,15 +55,20 @@ pub enum AgentError {
     /// Another agent works with the same state directory: each would close the other's session.
     #[error("state directory {} is in use by another agent", .0.display())]
     StateDirInUse(PathBuf),
+    /// The machine could not be made fit for work.
+    #[error(transparent)]
+    Boot(#[from] BootError),
     /// The orchestrator did not run.
     #[error(transparent)]
     Run(#[from] RunError),
 }
 
-/// Runs the agent until `shutdown`, and then until it has drained.
+/// Runs the agent until `shutdown`, and then until it has drained. On a node it also ends, once nothing runs, when the scaler
+/// says that the node is not on its books.
 ///
 /// # Errors
-/// Invalid settings, a state directory that cannot be used, and a service that refuses this agent's first Hello.
+/// Invalid settings, a state directory that cannot be used, a boot command that fails, and a service that refuses this agent's
+/// first Hello.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), AgentError> {
     settings.check()?;
     let mut options = settings.options();
@@ -62,8 +78,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), 
         options.previous_session_file = Some(dir.join("session"));
     }
     tracing::info!(name = %options.name, queues = ?options.queues, slots = options.slots, "agent starts");
-    let executor = ProcessExecutor::new(settings.process_options());
-    Ok(Orchestrator::new(options, executor).run(shutdown).await?)
+    work::run(&settings, options, shutdown, Arc::new(TcpConnect)).await
 }
 
 /// Held for as long as the agent runs; the system lets go of it when the process ends, however that happens.

@@ -4,7 +4,11 @@ use std::{path::PathBuf, time::Duration};
 
 use millrace_core::id::is_name;
 
-use crate::{InvalidOptions, Options, agent::ProcessOptions, parse_duration};
+use crate::{
+    InvalidOptions, Options,
+    agent::{NodeSettings, ProcessOptions},
+    parse_duration,
+};
 
 /// What the contract allows of labels: how many, and the bytes of a key and of a value.
 const LABELS: (usize, usize, usize) = (32, 63, 255);
@@ -65,6 +69,10 @@ pub struct Settings {
     /// A shell command that succeeds while this machine is fit for work; while it fails no work is asked for
     #[arg(long, env = "MILLRACE_HEALTH_COMMAND", value_name = "COMMAND")]
     pub health_command: Option<String>,
+
+    /// What makes this agent a node of a pool.
+    #[command(flatten)]
+    pub node: NodeSettings,
 }
 
 impl Settings {
@@ -90,6 +98,10 @@ impl Settings {
             let problem = format!("a key has at most {key_bytes} bytes and a value {value_bytes}: `{key:.63}`");
             check(good, "labels", problem)?;
         }
+        // A node's session has one label more.
+        let node = self.node.node_id.is_some() || self.node.instance_id.is_some();
+        check(!node || self.labels.len() < most, "labels", format!("at most {} are allowed on a node", most - 1))?;
+        self.node.check()?;
         let usable = self.state_dir.as_ref().is_none_or(|dir| !dir.exists() || dir.is_dir());
         check(usable, "state_dir", "is not a directory".into())
     }

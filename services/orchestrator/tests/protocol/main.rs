@@ -3,6 +3,7 @@
 mod drain;
 mod exclusive;
 mod links;
+mod node;
 mod output;
 mod sessions;
 mod support;

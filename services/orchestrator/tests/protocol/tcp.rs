@@ -21,13 +21,13 @@ async fn listen() -> (SocketAddr, Network, tokio::task::JoinHandle<()>) {
     (address, network, serving)
 }
 
-fn settings(args: &[&str]) -> agent::Settings {
+pub(super) fn settings(args: &[&str]) -> agent::Settings {
     let args = ["agent"].iter().chain(args);
     let matches = agent::Settings::augment_args(Command::new("agent")).get_matches_from(args);
     agent::Settings::from_arg_matches(&matches).unwrap()
 }
 
-fn shell(seq: u64, script: &str) -> millrace_proto::distributor::v1::Assignment {
+pub(super) fn shell(seq: u64, script: &str) -> millrace_proto::distributor::v1::Assignment {
     let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
     let payload = Some(Payload::Command(millrace_proto::common::v1::Command { argv, ..Default::default() }));
     let spec = TaskSpec { executor: "process".into(), payload, ..TaskSpec::default() };

@@ -4,18 +4,17 @@ mod edit;
 mod service;
 mod show;
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use millrace_proto::queue::v1::{GetQueueRequest, ListQueuesRequest, Queue, WatchQueuesRequest};
-use tonic::{Code, Status};
+use tonic::Status;
 
-use crate::client::{Backoff, Client, ClientArgs};
+use crate::client::{Client, ClientArgs};
 use crate::endpoint::Service;
 use crate::exit::Failure;
 use crate::output::{self, Format};
-use crate::status;
 use crate::time::{parse_duration, to_proto};
+use crate::watch::{follow, print_moment};
 
 pub(crate) use service::{QueueArgs, check_settings, start};
 pub(crate) use show::{depth, pause_text, table};
@@ -176,52 +175,13 @@ pub(crate) async fn all(client: &Client) -> Result<Vec<Queue>, Status> {
 async fn watch(args: WatchArgs) -> Result<(), Failure> {
     let client = Client::connect(&args.client, Service::Queue).await?;
     let request = WatchQueuesRequest { names: args.names, interval: Some(to_proto(args.interval)) };
-    let mut backoff = Backoff::default();
-    let mut seen = false;
-    loop {
-        let opened = client.open(|| {
-            let (mut calls, request) = (client.queue(), request.clone());
-            async move { calls.watch_queues(request).await }
-        });
-        let broken = match opened.await {
-            // A service that has never answered may be one that never will.
-            Err(status) if !seen && status.code() == Code::DeadlineExceeded => return Err(client.failure(&status)),
-            Err(status) => Some(status),
-            Ok(mut stream) => loop {
-                match stream.message().await {
-                    Ok(Some(figures)) => {
-                        (backoff, seen) = (Backoff::default(), true);
-                        match args.client.output {
-                            Format::Json => output::json_line("millrace.queue.v1.WatchQueuesResponse", &figures)?,
-                            Format::Table => print_figures(&figures.queues)?,
-                        }
-                    }
-                    Ok(None) => break None,
-                    Err(status) => break Some(status),
-                }
-            },
-        };
-        let delay = match &broken {
-            Some(status) if !status::is_transient(status) && status.code() != Code::Cancelled => {
-                return Err(client.failure(status));
-            }
-            Some(status) => {
-                eprintln!("millrace: the watch broke off, reconnecting");
-                client.turn(client.at(), status);
-                status::retry_delay(status)
-            }
-            None => None,
-        };
-        tokio::time::sleep(backoff.next(delay).unwrap_or(Duration::from_secs(5))).await;
-    }
-}
-
-/// Prints the figures of one moment: over those before on a terminal, after them elsewhere.
-fn print_figures(queues: &[Queue]) -> Result<(), Failure> {
-    if std::io::stdout().is_terminal() {
-        // The cursor goes to the top left and what was there is wiped out.
-        print!("\u{1b}[H\u{1b}[J");
-    }
-    output::print_table(&show::table(queues))?;
-    if std::io::stdout().is_terminal() { Ok(()) } else { output::line("") }
+    let call = || {
+        let (mut calls, request) = (client.queue(), request.clone());
+        async move { calls.watch_queues(request).await }
+    };
+    follow(&client, call, |figures| match args.client.output {
+        Format::Json => output::json_line("millrace.queue.v1.WatchQueuesResponse", &figures),
+        Format::Table => print_moment(&show::table(&figures.queues)),
+    })
+    .await
 }

@@ -3,7 +3,11 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 mod executor;
+pub mod scaler;
 mod server;
+
+/// The crate under test, under the name by which the fake scaler knows it.
+use millrace_orchestrator as lib;
 
 pub use executor::{Instant as InstantExecutor, Manual};
 pub use server::Network;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::form::Point;
+use crate::form::{Band, More, Point};
 
 /// Columns of a chart, and rows of each of its bands.
 const WIDTH: usize = 100;
@@ -12,34 +12,34 @@ const RED: &str = "\u{1b}[31m";
 const GREEN: &str = "\u{1b}[32m";
 const PLAIN: &str = "\u{1b}[0m";
 
-/// Good tasks a second, rows in quarantine and the age of the queue, one below the other; a chart for each part of the drill. A part is
-/// what the name of a phase begins with, up to the colon; phases without one are not drawn.
-pub(crate) fn timeline(points: &[Point], colours: bool) -> String {
+/// The bands, one below the other; a chart for each part of the drill. A part is what the name of a phase begins with, up to the colon;
+/// phases without one are not drawn.
+pub(crate) fn timeline(bands: &[Band], points: &[Point], colours: bool) -> String {
     let part = |point: &Point| point.phase.split_once(':').map(|(part, _)| part.to_owned());
     let drawn: Vec<Point> = points.iter().filter(|point| part(point).is_some()).cloned().collect();
     let mut text = String::new();
     for of_part in drawn.chunk_by(|one, other| part(one) == part(other)) {
-        chart(&part(&of_part[0]).unwrap_or_default(), of_part, colours, &mut text);
+        chart(&part(&of_part[0]).unwrap_or_default(), bands, of_part, colours, &mut text);
     }
     text
 }
 
-fn chart(name: &str, points: &[Point], colours: bool, text: &mut String) {
+fn chart(name: &str, bands: &[Band], points: &[Point], colours: bool, text: &mut String) {
     let columns = columns(points);
     let last = points.last().map_or(0.0, |point| point.seconds);
     let _ = writeln!(text, "\n{name}: {:.0} s to {last:.0} s", points[0].seconds);
-    let series = |of: &dyn Fn(&Point) -> Option<f64>, worst: fn(f64, f64) -> f64| -> Vec<f64> {
-        columns.iter().map(|column| column.iter().filter_map(of).reduce(worst).unwrap_or(f64::NAN)).collect()
-    };
-    // Of the points in a column the worst counts.
-    let bands = [
-        ("good tasks/s", series(&|point| Some(point.good_per_s), f64::min), GREEN),
-        ("quarantine", series(&|point| point.quarantine.map(|rows| rows as f64), f64::max), RED),
-        ("queue age, s", series(&|point| point.age_s, f64::max), ""),
-    ];
-    for (label, values, colour) in bands {
+    for (index, shown) in bands.iter().enumerate() {
+        // Of the points in a column the worst counts.
+        let (worst, colour): (fn(f64, f64) -> f64, _) = match shown.more_is {
+            More::Better => (f64::min, GREEN),
+            More::Worse => (f64::max, RED),
+            More::Neither => (f64::max, ""),
+        };
+        let value = |point: &Point| point.values.get(index).copied().flatten();
+        let of_column = |column: &&[Point]| column.iter().filter_map(value).reduce(worst).unwrap_or(f64::NAN);
+        let values: Vec<f64> = columns.iter().map(of_column).collect();
         if values.iter().any(|value| !value.is_nan()) {
-            band(label, &values, if colours { colour } else { "" }, text);
+            band(shown.label, &values, if colours { colour } else { "" }, text);
         }
     }
     phases(&columns, text);
@@ -113,15 +113,19 @@ mod tests {
         let point = |number: u32| Point {
             seconds: f64::from(number),
             phase: if number < 5 { "incident: before".into() } else { "incident: deploy".into() },
-            good_per_s: f64::from(number),
-            quarantine: Some(3),
-            age_s: None,
+            values: vec![Some(f64::from(number)), Some(3.0), None],
         };
+        let band = |column, label, more_is| Band { column, label, more_is };
+        let bands = [
+            band("good", "good tasks/s", More::Better),
+            band("quarantine", "quarantine", More::Worse),
+            band("age", "queue age, s", More::Neither),
+        ];
         let points: Vec<Point> = (0..10).map(point).collect();
-        let text = timeline(&points, false);
+        let text = timeline(&bands, &points, false);
         assert!(text.contains("incident: 0 s to 9 s"), "{text}");
         assert!(text.contains("good tasks/s") && text.contains("quarantine") && !text.contains("queue age"), "{text}");
         assert!(text.contains("^before") && !text.contains('\u{1b}'), "{text}");
-        assert!(timeline(&points, true).contains(GREEN));
+        assert!(timeline(&bands, &points, true).contains(GREEN));
     }
 }

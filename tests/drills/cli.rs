@@ -4,17 +4,18 @@ use std::{path::PathBuf, time::Duration};
 
 use millrace_orchestrator::parse_duration;
 
-/// Replays an incident against real services and judges them.
+/// Replays an incident and judges what came of it.
 #[derive(Debug, clap::Parser)]
 #[command(name = "millrace-drill", max_term_width = 110)]
 #[command(after_help = "\
 Examples:
   make drill D=D1a
   make drill D=D1a SEED=7
+  make drill D=D1b
   tests/with-postgres.sh target/debug/millrace-drill D1a --time 10s --only incident
 
-It needs a debug build of `millrace` beside its own binary, and a PostgreSQL in which it may create databases; they are dropped at
-the end. The last line of its output is the summary; the exit code is 1 when a mark was missed.")]
+D1a runs against real services: it needs a debug build of `millrace` beside its own binary, and a PostgreSQL in which it may create
+databases; they are dropped at the end. The others run the scaler's own books on a virtual clock, against a simulated provider. The last line of its output is the summary; the exit code is 1 when a mark was missed.")]
 pub(crate) struct Cli {
     /// Which incident
     #[arg(value_enum, value_name = "DRILL", ignore_case = true)]
@@ -25,7 +26,7 @@ pub(crate) struct Cli {
     /// Where the results go [default: target/drill/DRILL]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Only whether it is correct, in less than a minute: no figure is measured and none judged
+    /// Only whether it is correct, in less than a minute: of D1a no figure is measured and none judged, of the others fewer seeds are run
     #[arg(long)]
     pub(crate) short: bool,
     /// Only these parts
@@ -45,6 +46,18 @@ pub(crate) enum Drill {
     /// A field changes its type, and back: rows that nobody can read
     #[value(name = "D1a")]
     D1a,
+    /// Nodes join slowly in the middle of a surge, and the provider takes few calls
+    #[value(name = "D1b")]
+    D1b,
+    /// Zones run out of capacity, calls are throttled, answers get lost
+    #[value(name = "D2")]
+    D2,
+    /// New machines never become healthy
+    #[value(name = "D4")]
+    D4,
+    /// Ten thousand nodes in two hundred pools
+    #[value(name = "fleet")]
+    Fleet,
 }
 
 impl Drill {
@@ -52,7 +65,17 @@ impl Drill {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::D1a => "D1a",
+            Self::D1b => "D1b",
+            Self::D2 => "D2",
+            Self::D4 => "D4",
+            Self::Fleet => "fleet",
         }
+    }
+
+    /// Whether it runs against real services, for which a PostgreSQL and a build with failpoints are needed; the others run on a virtual
+    /// clock.
+    pub(crate) fn is_real(self) -> bool {
+        self == Self::D1a
     }
 }
 

@@ -12,11 +12,7 @@ use millrace_tests::tools;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{
-    chart,
-    judge::{Runs, now_ns},
-    samples::{PERIOD, Sample},
-};
+use crate::{chart, judge::now_ns};
 
 /// Something that has to hold.
 #[derive(Debug, Clone, Serialize)]
@@ -44,6 +40,25 @@ pub(crate) struct Phase {
     pub(crate) to_ns: u64,
 }
 
+/// A series of the timeline.
+#[derive(Debug)]
+pub(crate) struct Band {
+    /// Its column in samples.csv.
+    pub(crate) column: &'static str,
+    /// What it is, for people.
+    pub(crate) label: &'static str,
+    /// Whether more of it is better, which says which of several points counts where they share a place, and its colour.
+    pub(crate) more_is: More,
+}
+
+/// Whether more of something is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum More {
+    Better,
+    Worse,
+    Neither,
+}
+
 /// A point of the timeline.
 #[derive(Debug, Clone)]
 pub(crate) struct Point {
@@ -51,12 +66,8 @@ pub(crate) struct Point {
     pub(crate) seconds: f64,
     /// The stretch that it belongs to; empty between two.
     pub(crate) phase: String,
-    /// Tasks that ended since the point before, a second.
-    pub(crate) good_per_s: f64,
-    /// Rows in quarantine; none when nobody looked.
-    pub(crate) quarantine: Option<i64>,
-    /// For how long the oldest task has waited, in seconds.
-    pub(crate) age_s: Option<f64>,
+    /// A value for each band; none where nobody looked.
+    pub(crate) values: Vec<Option<f64>>,
 }
 
 /// Everything that comes out of a drill.
@@ -68,14 +79,15 @@ pub(crate) struct Report {
     marks: Vec<Mark>,
     figures: Map<String, Value>,
     phases: Vec<Phase>,
+    bands: &'static [Band],
     points: Vec<Point>,
 }
 
 impl Report {
-    pub(crate) fn new(drill: &'static str, seed: u64, out: &Path) -> Result<Self> {
+    pub(crate) fn new(drill: &'static str, seed: u64, out: &Path, bands: &'static [Band]) -> Result<Self> {
         std::fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
         let (marks, figures, phases, points) = Default::default();
-        Ok(Self { drill, seed, out: out.to_owned(), begin_ns: now_ns(), marks, figures, phases, points })
+        Ok(Self { drill, seed, out: out.to_owned(), begin_ns: now_ns(), marks, figures, phases, bands, points })
     }
 
     pub(crate) fn out(&self) -> &Path {
@@ -141,34 +153,9 @@ impl Report {
         &self.phases
     }
 
-    /// Adds what the database and the judge have seen to the timeline.
-    pub(crate) fn timeline(&mut self, samples: &[Sample], runs: &Runs) {
-        self.end_phase();
-        let mut before_ns = None;
-        for sample in samples {
-            let from = before_ns.replace(sample.at_ns).unwrap_or(sample.at_ns - PERIOD.as_nanos() as u64);
-            let seconds = (sample.at_ns - from) as f64 / 1e9;
-            self.points.push(Point {
-                seconds: self.seconds(sample.at_ns),
-                phase: self.phase_at(sample.at_ns),
-                good_per_s: runs.ends(from, sample.at_ns) as f64 / seconds.max(1e-3),
-                quarantine: Some(sample.quarantine),
-                age_s: Some(sample.age_s),
-            });
-        }
-    }
-
-    /// Adds the ends of tasks alone, of something that was measured beside.
-    pub(crate) fn timeline_of_ends(&mut self, ends_ns: &[u64]) {
-        self.end_phase();
-        let Some(phase) = self.phases.last() else { return };
-        let (from, to, step) = (phase.from_ns, phase.to_ns, PERIOD.as_nanos() as u64);
-        for at in (from + step..to).step_by(PERIOD.as_nanos() as usize) {
-            let ended = ends_ns.iter().filter(|end| (at - step..at).contains(end)).count();
-            let good_per_s = ended as f64 / PERIOD.as_secs_f64();
-            let (seconds, phase) = (self.seconds(at), self.phase_at(at - 1));
-            self.points.push(Point { seconds, phase, good_per_s, quarantine: None, age_s: None });
-        }
+    /// Adds points to the timeline.
+    pub(crate) fn timeline(&mut self, points: impl IntoIterator<Item = Point>) {
+        self.points.extend(points);
     }
 
     /// A moment in seconds since the drill began.
@@ -193,7 +180,7 @@ impl Report {
         self.write("samples.csv", &self.csv())?;
         self.draw();
         let colours = std::io::stdout().is_terminal();
-        let mut text = chart::timeline(&self.points, colours);
+        let mut text = chart::timeline(self.bands, &self.points, colours);
         text.push_str(&chart::marks(&self.table(), colours));
         let line = serde_json::to_string(&summary)?;
         writeln!(std::io::stdout().lock(), "{text}{line}").context("writing the summary")?;
@@ -205,11 +192,12 @@ impl Report {
     }
 
     fn csv(&self) -> String {
-        let mut text = "seconds,phase,good_per_s,quarantine,queue_age_s\n".to_owned();
-        for Point { seconds, phase, good_per_s, quarantine, age_s } in &self.points {
-            let quarantine = quarantine.map(|rows| rows.to_string()).unwrap_or_default();
-            let age_s = age_s.map(|age| format!("{age:.3}")).unwrap_or_default();
-            text.push_str(&format!("{seconds:.3},{phase},{good_per_s:.1},{quarantine},{age_s}\n"));
+        let columns: Vec<&str> = self.bands.iter().map(|band| band.column).collect();
+        let mut text = format!("seconds,phase,{}\n", columns.join(","));
+        for Point { seconds, phase, values } in &self.points {
+            let values: Vec<String> =
+                values.iter().map(|value| value.map(|value| rounded(value).to_string()).unwrap_or_default()).collect();
+            text.push_str(&format!("{seconds:.3},{phase},{}\n", values.join(",")));
         }
         text
     }

@@ -9,11 +9,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-BANDS = [
-    ("good_per_s", "good tasks/s", "tab:green"),
-    ("quarantine", "rows in quarantine", "tab:red"),
-    ("queue_age_s", "queue age, s", "tab:blue"),
-]
+# The labels of columns that would read badly; every other one is shown under its own name.
+LABELS = {
+    "good_per_s": "good tasks/s",
+    "quarantine": "rows in quarantine",
+    "queue_age_s": "queue age, s",
+    "queue_wait_s": "queue wait, s",
+}
+COLOURS = ["tab:green", "tab:red", "tab:blue", "tab:orange", "tab:purple", "tab:brown", "tab:gray"]
 
 
 def parts(rows):
@@ -26,9 +29,9 @@ def parts(rows):
     return found
 
 
-def draw(axes, points, title):
+def draw(axes, bands, points, title):
     begin = points[0][0]
-    for axis, (column, label, colour) in zip(axes, BANDS):
+    for axis, (column, label, colour) in zip(axes, bands):
         seen = [(at - begin, float(row[column])) for at, _, row in points if row[column]]
         axis.fill_between([at for at, _ in seen], [value for _, value in seen], step="pre", color=colour, alpha=0.35)
         axis.step([at for at, _ in seen], [value for _, value in seen], where="pre", color=colour, linewidth=1)
@@ -49,15 +52,18 @@ def draw(axes, points, title):
 def main():
     folder = pathlib.Path(sys.argv[1])
     with open(folder / "samples.csv", newline="") as file:
-        found = parts(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        columns = [column for column in reader.fieldnames if column not in ("seconds", "phase")]
+        found = parts(reader)
+    bands = [(column, LABELS.get(column, column), COLOURS[at % len(COLOURS)]) for at, column in enumerate(columns)]
     shown = {name: points for name, points in found.items() if len(points) > 1}
     if not shown:
         sys.exit("there are no samples")
     figure, axes = plt.subplots(
-        len(BANDS), len(shown), figsize=(5 * len(shown), 9), squeeze=False, layout="constrained"
+        len(bands), len(shown), figsize=(5 * len(shown), 3 * len(bands)), squeeze=False, layout="constrained"
     )
     for column, (name, points) in enumerate(shown.items()):
-        draw(axes[:, column], points, name)
+        draw(axes[:, column], bands, points, name)
     figure.suptitle(folder.name)
     figure.savefig(folder / "timeline.png", dpi=110)
 

@@ -9,4 +9,5 @@ mod outside;
 mod preflight;
 mod quarantine;
 mod recovery;
+mod scaler;
 mod separate;

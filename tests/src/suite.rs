@@ -85,6 +85,11 @@ impl Suite {
         self.service("queue", more)
     }
 
+    /// A scaler, serving.
+    pub fn scaler(&self, more: &[&str]) -> Process {
+        self.service("scaler", more)
+    }
+
     /// An agent that knows these distributors.
     pub fn agent(&self, endpoints: &[&str], more: &[&str]) -> Process {
         let mut args = vec!["orchestrator".to_owned(), "--log-format".into(), "json".into()];
@@ -220,6 +225,11 @@ impl Process {
     pub fn stop(&mut self) -> Option<i32> {
         self.signal(15);
         self.child.take().and_then(|mut child| child.wait().expect("waiting for a child").code())
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
     }
 
     /// Its process id.

@@ -13,6 +13,7 @@ mod incident;
 mod mend;
 mod mixes;
 mod naive;
+mod timeline;
 
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use crate::{
     stand::{SpecBytes, Stand},
 };
 use mixes::{Cell, Place};
+pub(crate) use timeline::BANDS;
 
 /// The largest spec before and after the fix: what is oversize lies between.
 const LIMIT: SpecBytes = SpecBytes(8 * 1024);
@@ -72,7 +74,7 @@ pub(crate) async fn run(cli: &Cli, report: &mut Report) -> Result<()> {
     } else {
         whole(cli, &mut stand, rate, &mut random, report).await?;
     }
-    report.timeline(&sampler.samples(), &stand.judge.runs()?);
+    timeline::seen(report, &sampler.samples(), &stand.judge.runs()?);
     report.figure("machine_load_after", load_average());
     drop(sampler);
     stand.stop().await?;

@@ -84,7 +84,7 @@ pub(super) async fn run(rate: f64, time: Duration, report: &mut Report) -> Resul
         tokio::time::sleep(time).await;
         let to = now_ns();
         seconds.push((name, naive.ended(from, to) as f64 / time.as_secs_f64()));
-        report.timeline_of_ends(&naive.ends());
+        super::timeline::ends(report, &naive.ends());
     }
     let figures: serde_json::Map<_, _> =
         seconds.iter().map(|(name, per_s)| ((*name).to_owned(), json!(per_s))).collect();

@@ -3,7 +3,11 @@
 mod damage;
 mod scenes;
 
-use std::{ops::Deref, sync::Arc, time::Duration};
+use std::{
+    ops::Deref,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use diesel::{QueryableByName, RunQueryDsl, connection::SimpleConnection, sql_query};
 use millrace_core::{
@@ -287,14 +291,17 @@ pub(crate) fn sorted<T: Ord>(values: impl IntoIterator<Item = T>) -> Vec<T> {
     values
 }
 
-/// Calls again while the error is one after which the same call may succeed, as every caller of a store does.
+/// Calls again while the error is one after which the same call may succeed, as every caller of a store does, for ten seconds: a store
+/// whose connections were cut while one more was being made says for a moment that the server is gone.
 pub(crate) fn again<T>(mut call: impl FnMut(bool) -> millrace_store::Result<T>) -> T {
-    for attempt in 0..50 {
+    let late = Instant::now() + Duration::from_secs(10);
+    let mut attempt = 0;
+    loop {
         match call(attempt > 0) {
             Ok(value) => return value,
-            Err(error) if error.is_transient() => continue,
-            Err(error) => panic!("{error}"),
+            Err(error) if error.is_transient() && (attempt < 50 || Instant::now() < late) => attempt += 1,
+            Err(error) => panic!("after {attempt} tries: {error}"),
         }
+        millrace_tests::net::pause();
     }
-    panic!("50 tries met a transient error each");
 }

@@ -104,7 +104,8 @@ fn several_commands_run_at_a_time() {
 
 #[test]
 fn a_waiting_task_is_cancelled_at_once_and_a_running_one_is_stopped() {
-    let dev = Dev::start(&["--slots", "1"]);
+    // Nothing adds an agent for the one that waits.
+    let dev = Dev::start(&["--slots", "1", "--without-scaler"]);
     let running = dev.succeed(&["task", "submit", "--", "sleep", "600"]).trim().to_owned();
     dev.wait_state(&running, &["TASK_STATE_RUNNING", "TASK_STATE_DISPATCHED"]);
     let waiting = dev.succeed(&["task", "submit", "--", "true"]).trim().to_owned();

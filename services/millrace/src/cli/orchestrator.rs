@@ -16,8 +16,8 @@ Examples:
   millrace orchestrator --endpoint http://10.0.0.5:7601,http://10.0.0.6:7601 --slots 16
   millrace orchestrator --queues builds --labels os=linux,arch=x86_64 --state-dir /var/lib/millrace
 
-A provider starts it on a node of a pool with MILLRACE_SCALER_ENDPOINT, MILLRACE_NODE_ID and MILLRACE_POOL
-set: it then tells the scaler how its boot goes, how it is, and when it is drained.
+On a node of a pool its provider sets MILLRACE_SCALER_ENDPOINT, MILLRACE_NODE_ID and MILLRACE_POOL:
+it then tells the scaler how its boot goes, how it is, and when it is drained.
 
 SIGTERM drains it: it asks for no more work, lets commands go on for --drain-timeout, and hands
 back what is left.")]
@@ -25,7 +25,7 @@ pub(crate) struct OrchestratorArgs {
     #[command(flatten)]
     settings: agent::Settings,
     /// How to write logs: `auto` is text on a terminal and JSON elsewhere.
-    #[arg(long, env = "MILLRACE_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t = LogFormat::Auto)]
+    #[arg(long, env = "MILLRACE_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t = LogFormat::Auto, help_heading = "Options")]
     log_format: LogFormat,
 }
 

@@ -14,7 +14,13 @@ const INSTANCE_BYTES: usize = 256;
 pub struct NodeSettings {
     /// A scaler; repeat it for several. An agent that knows its node attaches to it from the start of its boot, and goes on
     /// working while no scaler answers
-    #[arg(long = "scaler-endpoint", env = "MILLRACE_SCALER_ENDPOINT", value_name = "URI", value_delimiter = ',')]
+    #[arg(
+        long = "scaler-endpoint",
+        env = "MILLRACE_SCALER_ENDPOINT",
+        value_name = "URI",
+        value_delimiter = ',',
+        value_parser = super::settings::with_scheme
+    )]
     pub scaler_endpoints: Vec<String>,
 
     /// The node that this machine is: the UUID that its provider was given

@@ -22,6 +22,7 @@ pub struct Settings {
         env = "MILLRACE_ENDPOINT",
         value_name = "URI",
         value_delimiter = ',',
+        value_parser = with_scheme,
         default_value = "http://127.0.0.1:7600"
     )]
     pub endpoints: Vec<String>,
@@ -73,6 +74,11 @@ pub struct Settings {
     /// What makes this agent a node of a pool.
     #[command(flatten)]
     pub node: NodeSettings,
+}
+
+/// An endpoint as the CLI takes them too: HOST:PORT is http://HOST:PORT.
+pub(super) fn with_scheme(text: &str) -> Result<String, std::convert::Infallible> {
+    Ok(if text.contains("://") { text.to_owned() } else { format!("http://{text}") })
 }
 
 impl Settings {
@@ -165,6 +171,13 @@ mod tests {
     fn parse(args: &[&str]) -> Result<Settings, clap::Error> {
         let matches = Settings::augment_args(Command::new("agent")).try_get_matches_from(args)?;
         Settings::from_arg_matches(&matches)
+    }
+
+    #[test]
+    fn a_host_and_port_is_an_endpoint() {
+        let parsed = parse(&["agent", "--endpoint", "10.0.0.5:7601,https://b:1"]).unwrap();
+        assert_eq!(parsed.endpoints, ["http://10.0.0.5:7601", "https://b:1"]);
+        parsed.check().unwrap();
     }
 
     #[test]

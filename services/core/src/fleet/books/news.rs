@@ -230,7 +230,7 @@ impl Fleet {
         match state {
             Some(State::Draining) => self.turn(id, Event::End, "it is drained", now),
             // An agent that was told to stop by someone else drains by itself.
-            Some(State::Joining | State::Ready) => {
+            Some(State::Joining | State::Ready | State::Suspect) => {
                 self.turn(id, Event::Drain, "its agent stops", now);
                 self.turn(id, Event::End, "its agent has stopped", now);
             }

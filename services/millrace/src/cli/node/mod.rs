@@ -43,8 +43,6 @@ Examples:
 /// Flags of `node list`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ListArgs {
-    #[command(flatten)]
-    client: ClientArgs,
     /// Only nodes of this pool.
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pool: String,
@@ -54,6 +52,8 @@ pub(crate) struct ListArgs {
     /// How many at most; 0 means all.
     #[arg(long, value_name = "NUMBER", default_value_t = 50)]
     limit: usize,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 /// Where a node stands.
@@ -95,24 +95,24 @@ impl From<NodeState> for WireState {
 /// Flags of `node get`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct GetArgs {
-    #[command(flatten)]
-    client: ClientArgs,
     /// The node.
     #[arg(value_name = "ID")]
     id: String,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 /// Flags of `node drain`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DrainArgs {
-    #[command(flatten)]
-    client: ClientArgs,
     /// The node.
     #[arg(value_name = "ID")]
     id: String,
     /// Why, for whoever looks at its history.
     #[arg(long, value_name = "TEXT")]
     reason: String,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 impl NodeCommand {

@@ -13,8 +13,6 @@ use crate::output::{self, Format, printable};
 /// Flags of `pool create`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CreateArgs {
-    #[command(flatten)]
-    client: ClientArgs,
     /// The pool's name.
     #[arg(value_name = "NAME")]
     name: String,
@@ -26,13 +24,13 @@ pub(crate) struct CreateArgs {
     executor: String,
     #[command(flatten)]
     spec: SpecArgs,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 /// Flags of `pool update`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct UpdateArgs {
-    #[command(flatten)]
-    client: ClientArgs,
     /// The pool's name.
     #[arg(value_name = "NAME")]
     name: String,
@@ -41,19 +39,21 @@ pub(crate) struct UpdateArgs {
     clear: Vec<Field>,
     #[command(flatten)]
     spec: SpecArgs,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 /// Flags of `pool delete`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DeleteArgs {
-    #[command(flatten)]
-    client: ClientArgs,
     /// The pool's name.
     #[arg(value_name = "NAME")]
     name: String,
     /// Drain its nodes first.
     #[arg(long)]
     drain: bool,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 /// Creates a pool.

@@ -17,11 +17,11 @@ use crate::time::ago;
 /// Flags of `pool explain`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExplainArgs {
-    #[command(flatten)]
-    client: ClientArgs,
     /// The pool's name.
     #[arg(value_name = "NAME")]
     name: String,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 /// Explains a pool.

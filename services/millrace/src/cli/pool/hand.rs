@@ -19,8 +19,6 @@ use crate::time::{parse_duration, parse_moment};
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
     .args(["nodes", "min", "max", "no_terminations", "no_launches"]))]
 pub(crate) struct OverrideArgs {
-    #[command(flatten)]
-    client: ClientArgs,
     /// The pool's name.
     #[arg(value_name = "NAME")]
     name: String,
@@ -51,6 +49,8 @@ pub(crate) struct OverrideArgs {
     /// No node is launched meanwhile.
     #[arg(long)]
     no_launches: bool,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 fn parse_until(text: &str) -> Result<Timestamp, String> {
@@ -60,11 +60,11 @@ fn parse_until(text: &str) -> Result<Timestamp, String> {
 /// Flags of `pool clear-override`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ClearArgs {
-    #[command(flatten)]
-    client: ClientArgs,
     /// The pool's name.
     #[arg(value_name = "NAME")]
     name: String,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 impl OverrideArgs {

@@ -96,11 +96,11 @@ Examples:
 /// Flags of `pool get`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct GetArgs {
-    #[command(flatten)]
-    client: ClientArgs,
     /// The pool's name.
     #[arg(value_name = "NAME")]
     name: String,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 /// Flags of `pool list`.
@@ -113,14 +113,14 @@ pub(crate) struct ListArgs {
 /// Flags of `pool watch`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct WatchArgs {
-    #[command(flatten)]
-    client: ClientArgs,
     /// Only these pools.
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// How often, from 200ms to 1h.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     interval: Duration,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 impl PoolCommand {

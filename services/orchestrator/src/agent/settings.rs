@@ -78,7 +78,8 @@ pub struct Settings {
 
 /// An endpoint as the CLI takes them too: HOST:PORT is http://HOST:PORT.
 pub(super) fn with_scheme(text: &str) -> Result<String, std::convert::Infallible> {
-    Ok(if text.contains("://") { text.to_owned() } else { format!("http://{text}") })
+    let is_pair = !text.contains("://") && text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    Ok(if is_pair { format!("http://{text}") } else { text.to_owned() })
 }
 
 impl Settings {

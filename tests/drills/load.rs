@@ -128,6 +128,12 @@ impl Replicas {
                         tokio::time::sleep(PAUSE).await;
                     }
                 }
+                // A try whose answer was lost in a deploy has stored it, in the other release's form; the refusal names the task.
+                Err(status) if status.code() == Code::AlreadyExists => {
+                    let words = status.message().split(' ');
+                    let stored = words.filter(|word| word.len() == 36).find_map(|word| Uuid::try_parse(word).ok());
+                    return stored.with_context(|| format!("no task is named: {status:?}"));
+                }
                 Err(status) => bail!("a submission failed: {status:?}"),
             }
         }
